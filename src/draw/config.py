@@ -1,0 +1,249 @@
+"""The configuration: one tree of frozen dataclasses that is flags, help, JSON and the record of a run.
+
+No array library is imported here, so that `draw --help` is instant.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+from draw.errors import UserError, nearest
+
+Binarization = Literal["auto", "static", "stochastic", "none"]
+Split = Literal["train", "valid", "test"]
+C = TypeVar("C")
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a DRAW network (Table 3 of the paper)."""
+
+    height: int = _option(28, "image height B, pixels")
+    width: int = _option(28, "image width A, pixels")
+    channels: int = _option(1, "1 (grey) or 3 (RGB, one window over all channels)")
+    steps: int = _option(64, "glimpses T")
+    enc_size: int = _option(256, "units of the encoder LSTM")
+    dec_size: int = _option(256, "units of the decoder LSTM")
+    z_size: int = _option(100, "latents per glimpse Z")
+    read_n: int | None = _option(2, "read with an N x N attention window; none reads the whole image (eq. 17)")
+    write_n: int | None = _option(5, "write with an N x N attention window; none writes the whole canvas (eq. 18)")
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "steps", "enc_size", "dec_size", "z_size"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("read_n", "write_n"):
+            n = getattr(self, name)
+            _require(n is None or n >= 1, f"{name} must be at least 1, or none for no attention, got {n}")
+        _require(self.channels in (1, 3), f"channels must be 1 or 3, got {self.channels}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how their intensities become the targets of the likelihood."""
+
+    source: str = _option("glyphs", "a data set's name, folder:PATH, PATH.npy or PATH.npz")
+    binarization: Binarization = _option(
+        "auto", "static, stochastic (fresh every epoch), none; auto: none for colour, else stochastic"
+    )
+    size: str | None = _option(None, "resize a folder's images to SIDE or HEIGHTxWIDTH, cropping to that shape")
+    grey: bool = _option(False, "turn a folder's images grey")
+    skip_bad: bool = _option(False, "leave out a folder's unreadable images instead of stopping")
+    data_seed: int = _option(0, "seed of the embedded set, of static binarization and of held-out splits")
+
+    def __post_init__(self) -> None:
+        choices = typing.get_args(Binarization)
+        _require(
+            self.binarization in choices,
+            f"unknown binarization {self.binarization!r}; {nearest(self.binarization, choices)}",
+        )
+        _ = self.size_hw
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width asked for, pixels, or None."""
+        if self.size is None:
+            return None
+        parts = self.size.lower().split("x")
+        _require(
+            len(parts) in (1, 2) and all(p.isdigit() and 1 <= int(p) <= 4096 for p in parts),
+            f"size must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, got {self.size!r}",
+        )
+        return int(parts[0]), int(parts[-1])
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation."""
+
+    seed: int = _option(0, "seed of initial weights, order of images, noise")
+    batch_size: int = _option(100, "images per step")
+    iterations: int = _option(10_000, "training steps; the learning rate's cosine ends here")
+    schedule_minutes: float | None = _option(None, "let the cosine end after this many minutes of training instead")
+    learning_rate: float = _option(2.5e-3, "Adam's peak learning rate")
+    warmup: int = _option(500, "steps over which the learning rate rises linearly")
+    clip_norm: float = _option(10.0, "largest global gradient norm, nats")
+    ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
+    log_every: int = _option(50, "steps between log lines")
+    validate_every: int = _option(500, "steps between validations, best checkpoint and sample sheets")
+    validation_images: int = _option(2_000, "validation images, spread evenly over the split; 0: all")
+    checkpoint_minutes: float = _option(5.0, "minutes between resumable checkpoints")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "iterations", "log_every", "validate_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "warmup", "validation_images"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
+        _require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """A measurement."""
+
+    split: Split = _option("test", "train, valid or test")
+    samples: int = _option(1, "posterior samples per image for the bound")
+    importance_samples: int = _option(0, "samples K per image of the importance-weighted estimate; 0: none")
+    images: int = _option(0, "measure this many images, spread evenly over the split; 0: all")
+    batch_size: int = _option(500, "image-samples at a time: bounds the memory")
+    seed: int = _option(0, "seed of the noise, and of stochastic binarization")
+
+    def __post_init__(self) -> None:
+        choices = typing.get_args(Split)
+        _require(self.split in choices, f"unknown split {self.split!r}; {nearest(self.split, choices)}")
+        for name in ("samples", "batch_size"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("importance_samples", "images", "seed"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def replace(self, **values: Any) -> Self:
+        """A copy with fields of any section changed; field names are unique across the sections.
+
+        Raises:
+            UserError: If a name is no field, or a value is not valid for its field.
+        """
+        owners = {
+            f.name: section.name for section in dataclasses.fields(self) for f in fields_of(getattr(self, section.name))
+        }
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in owners:
+                raise UserError(f"unknown setting {name!r}; {nearest(name, owners)}")
+            changes.setdefault(owners[name], {})[name] = value
+        return dataclasses.replace(
+            self,
+            **{
+                section: from_dict(type(getattr(self, section)), to_dict(getattr(self, section)) | changed)
+                for section, changed in changes.items()
+            },
+        )
+
+
+def fields_of(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a configuration class or instance."""
+    return dataclasses.fields(config)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[C], values: Any, where: str = "") -> C:
+    """The configuration that `to_dict` wrote, checked: every key known, every value of its field's type.
+
+    Raises:
+        UserError: Naming the key, what came and what was wanted.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where or 'configuration'}: expected an object with settings, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise UserError(f"unknown setting {path!r}; {nearest(key, hints)}")
+        hint = hints[key]
+        arguments[key] = from_dict(hint, value, path) if dataclasses.is_dataclass(hint) else _checked(path, value, hint)
+    return cls(**arguments)
+
+
+def from_json(cls: type[C], text: str, where: str = "") -> C:
+    """`from_dict` of a JSON text. Strict: NaN and repeated keys are errors.
+
+    Raises:
+        UserError: If the text is not JSON, or not such a configuration.
+    """
+    return from_dict(cls, strict_json(text, where), "")
+
+
+def strict_json(text: str, where: str = "") -> Any:
+    """The JSON value of a text; NaN, Infinity and repeated keys are errors.
+
+    Raises:
+        UserError: With the place of the fault.
+    """
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a key is repeated")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, parse_constant=no_constant, object_pairs_hook=no_repeats)
+    except ValueError as error:
+        raise UserError(f"{where or 'configuration'} is not valid JSON: {error}") from error
+
+
+def type_name(hint: Any) -> str:
+    """A field's type in words, for help and errors."""
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " or ".join("none" if a is type(None) else a.__name__ for a in typing.get_args(hint))
+    return str(hint.__name__)
+
+
+def _checked(path: str, value: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return value
+        elif kind is float and type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        elif type(value) is kind:
+            return value
+    raise UserError(f"{path}: expected {type_name(hint)}, got {value!r}")

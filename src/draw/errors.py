@@ -1,0 +1,20 @@
+"""What a user did wrong, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can fix. The command line prints its one line and exits with code 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error line about an unknown name: the nearest valid one, or all of them.
+
+    Example:
+        >>> nearest("mnits", ["mnist", "cifar10"])
+        "did you mean 'mnist'?"
+    """
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
