@@ -8,8 +8,9 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 from draw.errors import UserError, nearest
 
@@ -18,8 +19,8 @@ Split = Literal["train", "valid", "test"]
 C = TypeVar("C")
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, flag: str | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "flag": flag})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -59,7 +60,7 @@ class ModelConfig:
 class DataConfig:
     """Which images, and how their intensities become the targets of the likelihood."""
 
-    source: str = _option("glyphs", "a data set's name, folder:PATH, PATH.npy or PATH.npz")
+    source: str = _option("glyphs", "a data set's name, folder:PATH, PATH.npy or PATH.npz", flag="data")
     binarization: Binarization = _option(
         "auto", "static, stochastic (fresh every epoch), none; auto: none for colour, else stochastic"
     )
@@ -145,7 +146,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
-    def replace(self, **values: Any) -> Self:
+    def replace(self, **values: Any) -> "RunConfig":
         """A copy with fields of any section changed; field names are unique across the sections.
 
         Raises:
@@ -178,7 +179,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type[C], values: Any, where: str = "") -> C:
+def from_dict(cls: Callable[..., C], values: Any, where: str = "") -> C:
     """The configuration that `to_dict` wrote, checked: every key known, every value of its field's type.
 
     Raises:

@@ -4,7 +4,7 @@ Axes stand in the order t b c h w: glimpse, image, channel, row, column; n is a 
 Pixel i has its centre at coordinate i, counting from 0.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,24 +46,25 @@ class Latent(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Every intermediate of T glimpses, for pictures. Fields that do not apply are None."""
+    """Every intermediate of a glimpse; with an axis t in front, of all T. Fields that do not apply are None."""
 
-    canvas: Float[Tensor, "t b c h w"]  # c_t, logits, after the glimpse's stroke
-    x_hat: Float[Tensor, "t b c h w"] | None  # the error image of eq. 3; None when generating
+    canvas: Float[Tensor, "*b c h w"]  # c_t, logits, after the glimpse's stroke
+    x_hat: Float[Tensor, "*b c h w"] | None  # the error image of eq. 3; None when generating
     read_window: Window | None  # None without read attention, or when generating
     write_window: Window | None  # None without write attention
-    latent: Latent  # z, mu and log_sigma per glimpse
-    kl: Float[Tensor, "t b"] | None  # nats per glimpse; None when generating
+    latent: Latent  # what was drawn, and from what
 
 
 class Drawing(NamedTuple):
-    """T glimpses: the final canvas c_T (logits), the latents of every glimpse, and the trace if asked for."""
+    """T glimpses: the final canvas c_T (logits), the latents, and the trace if it was asked for."""
 
     canvas: Float[Tensor, "b c h w"]
-    latent: Latent  # each field (t, b, z)
+    latent: Latent  # every field (t, b, z)
+    kl: Float[Tensor, "t b"] | None  # KL(q || p) of every glimpse, nats; None when generating
     trace: Trace | None
 
 
+@runtime_checkable
 class Read(Protocol):
     """Eq. 4: what the encoder sees of the image and of the error image."""
 
@@ -74,12 +75,14 @@ class Read(Protocol):
     ) -> tuple[Float[Tensor, "b d"], Window | None]: ...
 
 
+@runtime_checkable
 class Write(Protocol):
     """Eq. 8: the stroke that the decoder adds to the canvas, in logits."""
 
     def __call__(self, h_dec: Float[Tensor, "b k"]) -> tuple[Float[Tensor, "b c h w"], Window | None]: ...
 
 
+@runtime_checkable
 class Cell(Protocol):
     """Eqs. 5 and 7: one step of a recurrent network, from (input, output h, memory s) to (h, s)."""
 
@@ -88,12 +91,14 @@ class Cell(Protocol):
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]: ...
 
 
+@runtime_checkable
 class Prior(Protocol):
     """P(Z_t) of eq. 10, given the decoder's state before the glimpse (which the paper's ignores)."""
 
     def __call__(self, h_dec: Float[Tensor, "b k"]) -> Gaussian: ...
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """D(X | c_T) of eq. 9."""
 

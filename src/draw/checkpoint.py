@@ -1,0 +1,198 @@
+"""Saving and loading: a checkpoint is a folder of safetensors and strict JSON that is complete or does not exist.
+
+    checkpoints/step-00001000/   checkpoint.json   configuration, step, seconds, SHA-256 of the files beside it
+                                 model.safetensors the averaged weights: what is sampled from, measured and shipped
+                                 training.safetensors what resuming needs; absent in best-*
+    checkpoints/best-00001000/   the weights with the lowest validation bound so far
+
+A checkpoint is written under another name, flushed to disk and renamed; only then is the one before it removed, so
+that whenever the machine stops, the newest complete checkpoint can be read. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from draw.config import RunConfig, from_dict, strict_json, to_dict
+from draw.errors import UserError, nearest
+from draw.model import DRAW, require_same_tensors
+
+FORMAT = 1
+MODEL, TRAINING, DESCRIPTION = "model.safetensors", "training.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of itself, without its tensors."""
+
+    path: Path
+    config: RunConfig
+    step: int
+    seconds: float  # of training
+    info: dict[str, Any]  # data set, binarization, validation bound, versions: what the saver had to say
+    sha256: dict[str, str]  # of each file of tensors
+
+    def tensors(self, file: str = MODEL) -> dict[str, Tensor]:
+        """The tensors of one file.
+
+        Raises:
+            UserError: If the file is missing or damaged.
+        """
+        path = self.path / file
+        if file not in self.sha256:
+            raise UserError(f"{self.path} cannot be resumed: it holds weights alone; name the run's folder instead")
+        try:
+            if _sha256(path) != self.sha256[file]:
+                raise UserError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}")
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+
+    def model(self, device: torch.device | str = "cpu") -> DRAW:
+        """The network with the averaged weights, ready to use.
+
+        Raises:
+            UserError: If the weights do not fit the configuration, naming the first that does not.
+        """
+        model, tensors = DRAW(self.config.model), self.tensors()
+        try:
+            require_same_tensors(tensors, model.state_dict())
+        except ValueError as error:
+            raise UserError(f"{self.path / MODEL}: {error}") from error
+        model.load_state_dict(tensors)
+        return model.to(device).requires_grad_(False).eval()
+
+
+def save(
+    path: Path,
+    config: RunConfig,
+    *,
+    step: int,
+    seconds: float,
+    model: dict[str, Tensor],
+    training: dict[str, Tensor] | None = None,
+    info: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder, all or nothing, then remove older ones of the same kind beside it.
+
+    A checkpoint that exists is complete and never written again.
+
+    Args:
+        path: Where, such as `run/checkpoints/step-00001000`; what stands before the number is its kind.
+        config: The configuration of the run.
+        step: Training steps taken.
+        seconds: Of training.
+        model: The averaged weights.
+        training: What resuming needs, or None for a checkpoint to use only.
+        info: Anything JSON, kept as it is.
+    """
+    if path.exists():  # complete, or it would not have this name
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f".{path.name}.{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    sha256 = {}
+    for file, tensors in ((MODEL, model), (TRAINING, training)):
+        if tensors is not None:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished / file)
+            _flush(unfinished / file)
+            sha256[file] = _sha256(unfinished / file)
+    description = {"format": FORMAT, "config": to_dict(config), "step": step, "seconds": seconds}
+    description |= {"info": info or {}, "sha256": sha256}
+    write_text(unfinished / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False) + "\n")
+    _flush(unfinished)
+    unfinished.rename(path)
+    _flush(path.parent)
+
+    kind = path.name.partition("-")[0]
+    for other in path.parent.iterdir():
+        if other != path and other.name.startswith((f"{kind}-", f".{kind}-")):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file, all or nothing."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    _flush(unfinished)
+    unfinished.replace(path)
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint's description.
+
+    Raises:
+        UserError: If it is missing, damaged or of an unknown format.
+    """
+    file = path / DESCRIPTION
+    try:
+        description = strict_json(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    wanted = {"format", "config", "step", "seconds", "info", "sha256"}
+    if not isinstance(description, dict) or set(description) != wanted or description["format"] != FORMAT:
+        raise UserError(f"{file} is no checkpoint of format {FORMAT}, the one this version reads")
+    config = from_dict(RunConfig, description["config"], f"{file}: config")
+    return Checkpoint(
+        path, config, description["step"], description["seconds"], description["info"], description["sha256"]
+    )
+
+
+def newest(run: Path, kind: str = "step") -> Path | None:
+    """The newest complete checkpoint of a kind (`step` or `best`) in a run's folder."""
+    found = sorted(run.glob(f"checkpoints/{kind}-*/{DESCRIPTION}"))
+    return found[-1].parent if found else None
+
+
+def find(model: str | Path) -> Checkpoint:
+    """The checkpoint that a MODEL argument means: a checkpoint's folder, or a run's folder, there the best one.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(model)
+    if (path / DESCRIPTION).is_file():
+        return read(path)
+    found = newest(path, "best") or newest(path)
+    if found:
+        return read(found)
+    if path.is_dir():
+        raise UserError(f"{path} holds no complete checkpoint")
+    beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    hint = f"; {nearest(path.name, beside)}" if beside else ""
+    raise UserError(f"no model {str(model)!r}: not a run folder, not a checkpoint folder{hint}")
+
+
+def load(model: str | Path, device: torch.device | str = "cpu") -> DRAW:
+    """The network that MODEL means, with its averaged weights: a run folder (there the best checkpoint by validation
+    bound) or a checkpoint folder.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    return find(model).model(device)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

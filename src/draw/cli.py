@@ -1,0 +1,230 @@
+"""The command `draw`: parse, call, print. Results go to stdout, progress to stderr; a mistake is one line, exit code 2.
+
+PyTorch is imported by the verbs that need it, so that help is instant.
+"""
+
+import argparse
+import dataclasses
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import draw
+from draw import verbs
+from draw.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, type_name
+from draw.errors import UserError, nearest
+from draw.presets import PRESETS
+
+FIGURES = ("1", "3", "6", "7")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line that names the nearest valid choice."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.fullmatch(r"argument (.*): invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            what, name, choices = choice.groups()
+            names = re.findall(r"[^,' ]+", choices)
+            message = f"unknown {what.lower()} {name!r}; {nearest(name, names)}"
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def unknown(self, arguments: list[str]) -> NoReturn:
+        """Report arguments that nothing took."""
+        first = arguments[0].split("=")[0]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        hint = f"; {nearest(first, options)}" if first.startswith("--") else f"; see {self.prog} --help"
+        self.error(f"unknown argument {first!r}{hint}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        options.parser.unknown(rest)
+    try:
+        return options.verb(options) or 0
+    except UserError as error:
+        print(f"draw: {error}", file=sys.stderr)
+        return 2
+    except ArithmeticError as error:  # a loss that is no longer finite
+        print(f"draw: {error}; the last checkpoint is kept", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("draw: interrupted", file=sys.stderr)
+        return 130
+
+
+# The command line
+
+
+def build_parser() -> Parser:
+    """Every verb with its flags."""
+    parser = Parser(prog="draw", description=draw.__doc__.splitlines()[0] if draw.__doc__ else None)
+    parser.add_argument("--version", action="version", version=f"draw {draw.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def verb(name: str, run: Callable[[Any], int | None], help: str, into: Any = commands) -> Parser:
+        added: Parser = into.add_parser(name, help=help, description=help)
+        added.set_defaults(verb=run, parser=added)
+        return added
+
+    train = verb("train", verbs.train, "train a model in a run's folder")
+    train.add_argument("config", nargs="?", metavar="PRESET_OR_CONFIG", help=f"{', '.join(PRESETS)}; or a config.json")
+    train.add_argument("--out", type=Path, help="the run's folder; default runs/PRESET")
+    train.add_argument("--resume", action="store_true", help="go on from the folder's newest checkpoint")
+    train.add_argument("--minutes", type=_positive, help="stop after this long, with a checkpoint to resume from")
+    train.add_argument("--epochs", type=_positive, help="instead of --iterations")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
+    _common(train, seed=False)
+    for section in (TrainConfig, DataConfig, ModelConfig):
+        _fields(train, section)
+
+    evaluate = verb("evaluate", verbs.evaluate, "measure the bound on a split, in nats")
+    _model(evaluate)
+    _common(evaluate, seed=False)
+    _fields(evaluate, EvalConfig)
+    _fields(evaluate, DataConfig)
+
+    sample = verb("sample", verbs.sample, "draw new images")
+    _model(sample)
+    sample.add_argument("-n", type=_count, help="how many; default 64, or 16 with --animate")
+    sample.add_argument("--out", type=Path, help="a PNG; default samples.png, or none with --animate")
+    sample.add_argument("--animate", type=Path, help="an animation of the drawing: .gif, .webp or .png")
+    sample.add_argument("--temperature", type=_positive, default=1.0, help="factor on the latents' deviation")
+    _pixels(sample)
+    _common(sample)
+
+    reconstruct = verb("reconstruct", verbs.reconstruct, "let a model draw given images")
+    _model(reconstruct)
+    reconstruct.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; else from --data")
+    reconstruct.add_argument("-n", type=_count, default=8, help="how many of the data set's; default 8")
+    reconstruct.add_argument("--split", default="test", choices=("train", "valid", "test"), help="default test")
+    reconstruct.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a PNG")
+    _common(reconstruct)
+    _fields(reconstruct, DataConfig)
+
+    info = verb("info", verbs.info, "what a model is: configuration, parameters, training")
+    info.add_argument("model", nargs="?", metavar="MODEL", help="a run's or a checkpoint's folder")
+    info.add_argument("--preset", choices=PRESETS, help="a preset instead: its configuration and parameters")
+    _common(info)
+
+    figure = verb("figure", verbs.figure, "one of the paper's figures, from our own model and data")
+    figure.add_argument("number", choices=FIGURES, metavar="1|3|6|7", help="the figure's number in the paper")
+    _model(figure)
+    figure.add_argument("-n", type=_count, default=8, help="rows; default 8")
+    figure.add_argument("--out", type=Path, help="a PNG; default figure_NUMBER.png")
+    _common(figure)
+
+    curve = verb("curve", verbs.curve, "plot a run: the bound and its two parts over time")
+    curve.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    curve.add_argument("--out", type=Path, default=Path("curve.png"), help="a PNG; default curve.png")
+    _common(curve)
+
+    data = verb("data", lambda options: options.parser.print_help(), "list, get, check and preview data sets")
+    actions = data.add_subparsers(metavar="ACTION", parser_class=Parser)
+    _common(verb("list", verbs.data_list, "the named data sets, and which are here", actions))
+    get = verb("get", verbs.data_get, "download a data set and check it", actions)
+    check = verb("check", verbs.data_check, "check a data set's files against their checksums", actions)
+    for action in (get, check):
+        action.add_argument("name", metavar="NAME")
+        _common(action)
+    preview = verb("preview", verbs.data_preview, "a contact sheet of a data set", actions)
+    preview.add_argument("source", metavar="NAME", help="a data set's name, folder:PATH, PATH.npy or PATH.npz")
+    preview.add_argument("-n", type=_count, default=64, help="how many images; default 64")
+    preview.add_argument("--split", default="train", choices=("train", "valid", "test"), help="default train")
+    preview.add_argument("--out", type=Path, default=Path("preview.png"), help="a PNG; default preview.png")
+    _common(preview)
+    _fields(preview, DataConfig, leave_out=("source",))
+    return parser
+
+
+def _model(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run's or a checkpoint's folder")
+
+
+def _common(parser: Parser, *, seed: bool = True) -> None:
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default auto")
+    parser.add_argument("--data-dir", type=Path, help="where data sets live; else DRAW_DATA, else the cache folder")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _pixels(parser: Parser) -> None:
+    pixels = parser.add_mutually_exclusive_group()
+    pixels.add_argument("--probabilities", action="store_true", help="show each pixel's probability (the default)")
+    pixels.add_argument("--binary", action="store_true", help="draw each pixel, 0 or 1")
+
+
+def _fields(parser: Parser, section: type, leave_out: tuple[str, ...] = ()) -> None:
+    """A flag for every field of a section of the configuration; absent ones are left to the configuration."""
+    hints = typing.get_type_hints(section)
+    group = parser.add_argument_group(f"{section.__name__} ({_first_line(section)})")
+    for field in dataclasses.fields(section):
+        if field.name in leave_out:
+            continue
+        hint = hints[field.name]
+        settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+        flag = "--" + (field.metadata["flag"] or field.name).replace("_", "-")
+        help = f"{field.metadata['help']}; preset default {field.default}"
+        if hint is bool:
+            group.add_argument(flag, help=help, action=argparse.BooleanOptionalAction, **settings)
+        elif typing.get_origin(hint) is typing.Literal:
+            group.add_argument(flag, help=help, choices=typing.get_args(hint), **settings)
+        else:
+            metavar = flag.lstrip("-").upper().replace("-", "_")
+            group.add_argument(flag, help=help, type=_parser_of(hint), metavar=metavar, **settings)
+
+
+def _first_line(section: type) -> str:
+    return (section.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def _parser_of(hint: Any) -> Callable[[str], Any]:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+    def parse(text: str) -> Any:
+        if type(None) in kinds and text.lower() == "none":
+            return None
+        for kind in kinds:
+            if kind is not type(None):
+                try:
+                    return kind(text)
+                except ValueError:
+                    pass
+        raise argparse.ArgumentTypeError(f"expected {type_name(hint)}, got {text!r}")
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

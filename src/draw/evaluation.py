@@ -1,0 +1,130 @@
+"""Measuring: the variational bound and the importance-weighted estimate of -log p(x), over whole splits."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from draw.config import EvalConfig
+from draw.data import DataSet, intensities
+from draw.model import DRAW
+from draw.noise import seeded
+from draw.objective import log_weight, losses
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement over `images` images of a split, every one counted once. Nats per image, lower is better."""
+
+    bound_nats: float  # L^x + L^z, an upper bound on -log p(x); mean over images and `samples` posterior samples
+    bound_se: float  # its standard error over images
+    loss_x_nats: float
+    loss_z_nats: float
+    kl_per_glimpse_nats: list[float]
+    bits_per_dim: float  # the bound / (c h w ln 2)
+    iw_nats: float | None  # importance-weighted estimate with K samples: an upper bound in expectation, tighter with K
+    iw_se: float | None
+    effective_sample_size: float | None  # median over images of (sum w)^2 / sum w^2, between 1 and K
+    samples: int
+    importance_samples: int  # K; 0 when iw_nats was not asked for
+    images: int
+    split: str
+    binarization: str  # static, stochastic, or none: grey or colour targets, and the loss is then no code length
+    seconds: float
+
+
+def spread(total: int, count: int) -> Int[Tensor, " m"]:
+    """`count` indices spread evenly over a split (all of them for 0): a split may be sorted by class."""
+    count = min(count or total, total)
+    return torch.arange(count) * total // count
+
+
+@torch.no_grad()
+def evaluate(
+    model: DRAW, data: DataSet, config: EvalConfig | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """The bound of a model on a split of a data set, and with `importance_samples` the estimate with K samples.
+
+    Memory is bounded by `config.batch_size` image-samples, whatever the number of samples. All noise is a function of
+    `config.seed`.
+
+    Args:
+        model: On any device; the images are moved to it batch by batch.
+        data: The data set.
+        config: Split, samples, subset.
+        progress: Called with (images done, images in all).
+    """
+    config = config or EvalConfig()
+    started = time.perf_counter()
+    images = data.images[config.split][spread(len(data.images[config.split]), config.images)]
+    per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
+    per_image: list[Float[Tensor, "b k"]] = []
+    for first in range(0, len(images), per_pass):
+        block = images[first : first + per_pass].to(model.canvas0.device)
+        x = intensities(block, data.binarization, seeded(config.seed, "binarize", first, device=block.device))
+        x = x.to(model.canvas0.dtype)
+        columns = [_bound_of(model, x, config, first)]
+        if config.importance_samples:
+            columns.append(_importance_weighted(model, x, config, first))
+        per_image.append(torch.cat(columns, dim=1).double().cpu())
+        if progress:
+            progress(first + len(block), len(images))
+
+    table = torch.cat(per_image)
+    steps = model.config.steps
+    mean, error = table.mean(0), table.std(0, correction=min(1, len(table) - 1)) / math.sqrt(len(table))
+    weighted = config.importance_samples > 0
+    return Evaluation(
+        bound_nats=float(mean[0]),
+        bound_se=float(error[0]),
+        loss_x_nats=float(mean[1]),
+        loss_z_nats=float(mean[2]),
+        kl_per_glimpse_nats=mean[3 : 3 + steps].tolist(),
+        bits_per_dim=float(mean[0]) / (math.prod(model.config.image_shape) * math.log(2)),
+        iw_nats=float(mean[3 + steps]) if weighted else None,
+        iw_se=float(error[3 + steps]) if weighted else None,
+        effective_sample_size=float(table[:, 4 + steps].median()) if weighted else None,
+        samples=config.samples,
+        importance_samples=config.importance_samples,
+        images=len(table),
+        split=config.split,
+        binarization=data.binarization,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _passes(samples: int, images: int, batch_size: int) -> list[int]:
+    """How many samples of each of a block's images to draw in each pass."""
+    most = max(1, batch_size // images)
+    return [min(most, samples - first) for first in range(0, samples, most)]
+
+
+def _bound_of(model: DRAW, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int) -> Float[Tensor, "b k"]:
+    """Bound, L^x, L^z and KL per glimpse of each image, averaged over its samples."""
+    total = x.new_zeros(len(x), 3 + model.config.steps)
+    for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
+        many = x.repeat(s, 1, 1, 1)
+        drawing = model(model.noise(len(many), config.seed, "bound", first, index), many)
+        parts = losses(many, drawing, model.likelihood)
+        row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT], dim=1)
+        total += row.unflatten(0, (s, len(x))).sum(0)
+    return total / config.samples
+
+
+def _importance_weighted(
+    model: DRAW, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
+) -> Float[Tensor, "b 2"]:
+    """-log (1/K sum_k w_k) and the effective sample size of each image, weights summed pass by pass."""
+    log_sum = log_sum_squares = x.new_full((len(x),), -math.inf)
+    for index, s in enumerate(_passes(config.importance_samples, len(x), config.batch_size)):
+        many = x.repeat(s, 1, 1, 1)
+        drawing = model(model.noise(len(many), config.seed, "importance", first, index), many)
+        log_w = log_weight(many, drawing, model.likelihood).unflatten(0, (s, len(x)))
+        log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
+        log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
+    estimate = math.log(config.importance_samples) - log_sum
+    return torch.stack([estimate, (2 * log_sum - log_sum_squares).exp()], dim=1)

@@ -1,0 +1,243 @@
+"""A user's own images: a folder of pictures, or a NumPy file."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from draw.errors import UserError
+from draw.published import DECODING_ERRORS, Arrays, Images, Labels
+from draw.sources import Progress
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+LARGEST_SIDE = 4096  # pixels of a picture that is taken as it is
+LARGEST_FOLDER = 8 << 30  # bytes of all its pixels
+_LISTED = 10  # file names in a message
+
+
+def read_folder(
+    folder: Path,
+    size: tuple[int, int] | None = None,
+    grey: bool = False,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Arrays:
+    """Every PNG, JPEG, WebP, BMP and GIF (its first frame) below a folder, in the order of their paths.
+
+    If the folder has a subfolder `train`, then it and `valid` (or `val`, `validation`) and `test` beside it are the
+    splits, and other pictures are left out; if not, all pictures are one split. Hidden files are left out. Pictures are
+    turned as their EXIF tag says, and put on black where they are transparent. The result has one channel if all of
+    them are stored as grey, else three; a palette counts as colour.
+
+    Args:
+        size: Height and width, pixels. Pictures are cropped about their middle to its shape, then resized (Lanczos).
+        grey: Turn colours into luma (ITU-R 601-2).
+        skip_bad: Leave unreadable files out, and say so in the notes, instead of stopping.
+        progress: Called with files read and files to read.
+
+    Raises:
+        UserError: If there is no such folder or no picture in it, files are unreadable, or sizes differ without `size`.
+    """
+    splits, notes = _listing(folder)
+    total = sum(len(paths) for paths in splits.values())
+    pictures: dict[str, list[NDArray[np.uint8]]] = {split: [] for split in splits}
+    bad: list[str] = []
+    sizes: Counter[tuple[int, ...]] = Counter()
+    done = stored = 0
+    for split, paths in splits.items():
+        for path in paths:
+            try:
+                picture = _picture(path, size, grey)
+            except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+                bad.append(f"{path.relative_to(folder)}: {_reason(error)}")
+            else:
+                sizes[picture.shape[:2]] += 1
+                if len(sizes) == 1 and max(picture.shape) <= LARGEST_SIDE:  # else only the sizes matter any more
+                    pictures[split].append(picture)
+                    stored += picture.nbytes
+            done += 1
+            if progress is not None:
+                progress(done, total)
+            if stored > LARGEST_FOLDER:
+                raise UserError(f"the images of {folder} take more than {LARGEST_FOLDER >> 30} GiB; give --size 32")
+    if bad and not skip_bad:
+        raise UserError(
+            f"{len(bad)} of {total} files in {folder} cannot be read; give --skip-bad to leave them out\n" + _list(bad)
+        )
+    if bad:
+        notes = (*notes, f"left out {len(bad)} of {total} files that cannot be read", *_list(bad).splitlines())
+    _require_one_size(folder, sizes)
+    for split, kept in pictures.items():
+        if not kept:
+            raise UserError(f"no file of {folder}{'' if len(splits) == 1 else f', split {split},'} can be read")
+    colour = any(picture.ndim == 3 for kept in pictures.values() for picture in kept)
+    return Arrays({split: _stacked(kept, colour) for split, kept in pictures.items()}, notes=notes)
+
+
+def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """The picture files of each split, and a note on those that are in none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    inside = [path for path in inside if not any(part.startswith((".", "__MACOSX")) for part in path.parts)]
+    paths = [folder / path for path in inside if (folder / path).is_file()]
+    if not paths:
+        raise UserError(f"{folder} holds no images (PNG, JPEG, WebP, BMP or GIF)")
+    if not (folder / "train").is_dir():
+        return {"train": paths}, ()
+    splits: dict[str, list[Path]] = {"train": []}
+    outside = 0
+    for path in paths:
+        split = SPLITS.get(path.relative_to(folder).parts[0])
+        if split is None:
+            outside += 1
+        else:
+            splits.setdefault(split, []).append(path)
+    if not splits["train"]:
+        raise UserError(f"{folder / 'train'} holds no images (PNG, JPEG, WebP, BMP or GIF)")
+    note = (f"left out {outside} images outside the folders {', '.join(splits)}",) if outside else ()
+    return splits, note
+
+
+def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np.uint8]:
+    """One file's pixels, (h, w) if it is stored as grey, else (h, w, 3)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+    is_grey = grey or image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
+        image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    image = image.convert("L" if is_grey else "RGB")
+    if size is not None:
+        height, width = size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _list(lines: list[str]) -> str:
+    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return "\n".join(f"  {line}" for line in lines[:_LISTED] + more)
+
+
+def _require_one_size(folder: Path, sizes: Counter[tuple[int, ...]]) -> None:
+    if len(sizes) > 1:
+        common = [f"{h}x{w} ({count})" for (h, w), count in sizes.most_common(5)]
+        more = [f"{len(sizes) - 5} more"] if len(sizes) > 5 else []
+        raise UserError(
+            f"the images of {folder} differ in size, height x width: {', '.join(common + more)}; "
+            f"give --size 32 (or --size 24x48) to crop and shrink them"
+        )
+    for shape in sizes:
+        if max(shape) > LARGEST_SIDE:
+            raise UserError(
+                f"the images of {folder} are {shape[0]}x{shape[1]} pixels, more than {LARGEST_SIDE} on a side; "
+                f"give --size 32 (or --size 24x48) to crop and shrink them"
+            )
+
+
+def _stacked(pictures: list[NDArray[np.uint8]], colour: bool) -> Images:
+    height, width = pictures[0].shape[:2]
+    images = np.empty((len(pictures), 3 if colour else 1, height, width), np.uint8)
+    for image, picture in zip(images, pictures, strict=True):
+        image[:] = picture.transpose(2, 0, 1) if picture.ndim == 3 else picture
+    return images
+
+
+def read_array(path: Path) -> Arrays:
+    """The images of a .npy or .npz file. Nothing is ever unpickled.
+
+    Axes are (n, h, w), (n, h, w, c) or (n, c, h, w) with 1 or 3 channels; where both readings fit, the last axis is
+    the channels. Values are uint8, bool, or floats in [0, 1]; where no uint8 is above 1, 1 stands for white.
+
+    A .npz holds `train` and perhaps `valid` (or `val`, `validation`) and `test`; else `images`; else one array under
+    any name. Labels, integers (n,), are `train_labels` and so on, or `labels` beside a single array.
+
+    Raises:
+        UserError: If the file is missing, unreadable, or not such arrays; the line says what was found.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        labels: dict[str, Labels] = {}
+        if isinstance(loaded, np.ndarray):
+            found = {"train": loaded}
+        else:
+            with loaded:
+                found, labels = _chosen(path, loaded)
+    except (*DECODING_ERRORS, MemoryError) as error:
+        raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {error}") from error
+    images = {split: _pixels(array, f"{path}, {split}") for split, array in found.items()}
+    notes: tuple[str, ...] = ()
+    if all(a.dtype == np.uint8 for a in found.values()) and max(int(a.max()) for a in images.values()) == 1:
+        images = {split: array * np.uint8(255) for split, array in images.items()}
+        notes = ("no value is above 1: 1 is taken as white",)
+    if len(shapes := {array.shape[1:] for array in images.values()}) > 1:
+        raise UserError(f"{path}: the splits differ in shape: {', '.join(map(str, sorted(shapes)))}")
+    for split, numbers in labels.items():
+        if numbers.shape != images[split].shape[:1] or numbers.dtype.kind not in "iu":
+            raise UserError(f"{path}: labels of {split} must be {len(images[split])} integers, got {numbers.shape}")
+    return Arrays(images, {split: numbers.astype(np.int64) for split, numbers in labels.items()}, notes)
+
+
+def _chosen(path: Path, file: "np.lib.npyio.NpzFile") -> tuple[dict[str, NDArray[np.generic]], dict[str, Labels]]:
+    """Which arrays of a .npz are the images and labels of which split."""
+    keys = {SPLITS[name]: name for name in file.files if name in SPLITS}
+    label_keys = {split: f"{name}_labels" for split, name in keys.items()}
+    if not keys:
+        names = [name for name in file.files if name != "labels"]
+        if "images" not in names and len(names) != 1:
+            raise UserError(
+                f"{path} holds {', '.join(file.files) or 'nothing'}; name the images 'train', 'valid' and 'test', "
+                f"or 'images'"
+            )
+        keys, label_keys = {"train": "images" if "images" in names else names[0]}, {"train": "labels"}
+    if "train" not in keys:
+        raise UserError(f"{path} holds {', '.join(keys.values())} but no 'train'")
+    labels = {split: file[name] for split, name in label_keys.items() if name in file.files}
+    return {split: file[name] for split, name in keys.items()}, labels
+
+
+def _pixels(array: NDArray[np.generic], where: str) -> Images:
+    """Images (n, c, h, w) as uint8."""
+    if 0 in array.shape:
+        raise UserError(f"{where}: the array is empty, shape {array.shape}")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim == 4 and 4 in (array.shape[1], array.shape[3]) and array.shape[1] not in (1, 3):
+        raise UserError(f"{where}: 4 channels, shape {array.shape}; drop the alpha channel, such as by x[..., :3]")
+    elif array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise UserError(f"{where}: shape {array.shape}; expected (n, h, w), (n, h, w, c) or (n, c, h, w), c = 1 or 3")
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint8:
+        return array.astype(np.uint8)
+    if array.dtype.kind != "f":
+        raise UserError(f"{where}: type {array.dtype}; expected uint8, bool or floats in [0, 1]")
+    values = array.astype(np.float32)
+    if not (values.min() >= 0 and values.max() <= 1):  # a NaN fails too
+        raise UserError(
+            f"{where}: floats must lie in [0, 1], got {values.min():g} to {values.max():g}; save as uint8 if they count"
+            f" to 255"
+        )
+    return np.rint(values * 255).astype(np.uint8)

@@ -1,0 +1,54 @@
+"""Named runs. Values, not code paths; each comment says what to expect of it."""
+
+from draw.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from draw.errors import UserError, nearest
+
+PRESETS = {
+    "demo": RunConfig(
+        model=ModelConfig(steps=12, enc_size=128, dec_size=128, z_size=32, read_n=4, write_n=6),
+        data=DataConfig(source="glyphs"),
+        train=TrainConfig(
+            batch_size=64,
+            schedule_minutes=3.0,
+            learning_rate=3e-3,
+            warmup=100,
+            ema_decay=0.995,
+            log_every=20,
+            validate_every=200,
+            validation_images=500,
+        ),
+    ),
+    # Table 3, MNIST; Table 1 reports <= 80.97 nats. Data: binarized-mnist.
+    "mnist": RunConfig(model=ModelConfig(), data=DataConfig(source="binarized-mnist")),
+    # Table 1 without attention reports <= 87.40 nats.
+    "mnist-no-attention": RunConfig(
+        model=ModelConfig(read_n=None, write_n=None), data=DataConfig(source="binarized-mnist")
+    ),
+    # Half the paper's glimpses: one hour on two CPU cores.
+    "mnist-hour": RunConfig(
+        model=ModelConfig(steps=32),
+        data=DataConfig(source="binarized-mnist"),
+        train=TrainConfig(schedule_minutes=60.0),
+    ),
+    # Table 3, CIFAR-10. The targets are RGB intensities: the loss is no code length.
+    "cifar10": RunConfig(
+        model=ModelConfig(32, 32, 3, steps=64, enc_size=400, dec_size=400, z_size=200, read_n=5, write_n=5),
+        data=DataConfig(source="cifar10", binarization="none"),
+    ),
+    # Table 3, SVHN. Bring the images: 54 x 54 RGB patches of house numbers, as `svhn.npz` with arrays train and test.
+    "svhn": RunConfig(
+        model=ModelConfig(54, 54, 3, steps=32, enc_size=800, dec_size=800, z_size=100, read_n=12, write_n=12),
+        data=DataConfig(source="svhn.npz", binarization="none"),
+    ),
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The preset of this name.
+
+    Raises:
+        UserError: If there is none, with the nearest name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,96 @@
+"""What a terminal shows of a training run: one live line with a bar, or plain lines where there is no terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from draw.config import TrainConfig
+from draw.run import Validation
+from draw.training import Metrics, schedule_fraction
+
+
+class TrainingProgress:
+    """Shows the records of a run as they come. Use as a context manager.
+
+    Args:
+        config: Of the run: its schedule decides how much there is to do.
+        minutes: The call's own limit, if any.
+        begun: Seconds of training before this call.
+    """
+
+    def __init__(self, config: TrainConfig, minutes: float | None, begun: float) -> None:
+        self.config, self.minutes, self.begun = config, minutes, begun
+        self.console = Console(stderr=True)
+        self.valid = ""
+        self.live = Progress(
+            TextColumn("{task.fields[step]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f}%"),
+            TextColumn("{task.fields[text]}"),
+            _Eta(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            expand=True,
+        )
+        self.task = self.live.add_task("train", total=1.0, step="step 0", text="first steps")
+
+    def __enter__(self) -> "TrainingProgress":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def fraction(self, record: Metrics | Validation) -> float:
+        """How much of this call's work is done, in [0, 1]."""
+        scheduled = schedule_fraction(self.config, record.step, record.seconds)
+        return max(scheduled, (record.seconds - self.begun) / (60 * self.minutes) if self.minutes else 0.0)
+
+    def show(self, record: Metrics | Validation) -> None:
+        """Show one record."""
+        parts = f"{record.bound_nats:.2f} = {record.loss_x_nats:.2f} + {record.loss_z_nats:.2f} nats"
+        if isinstance(record, Validation):
+            self.valid = f" · valid {record.bound_nats:.2f}"
+            best = " (best so far)" if record.best else ""
+            self.console.print(
+                f"step {record.step:,}: validation bound {parts}, ±{record.bound_se:.2f}{best}", highlight=False
+            )
+            return
+        rate = f"{record.images_per_second:.0f} images/s · gradient {record.grad_norm:.0f}"
+        if self.console.is_terminal:
+            text = f"{parts}{self.valid} · {rate}"
+            self.live.update(self.task, completed=self.fraction(record), step=f"step {record.step:,}", text=text)
+        else:
+            done = f"{100 * self.fraction(record):.0f}%"
+            minutes = f"{record.seconds / 60:.1f} min"
+            self.console.print(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}", highlight=False)
+
+
+class _Eta(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if task.elapsed is None or task.completed <= 0:
+            return Text("")
+        start = task.fields.setdefault("start", task.completed)  # a resumed run does not begin at 0
+        left = task.elapsed * (1 - task.completed) / max(task.completed - start, 1e-9) if task.completed > start else 0
+        return Text(f"{int(left) // 60}:{int(left) % 60:02d} left") if left else Text("")
+
+
+def bar(title: str) -> Any:
+    """A context manager giving a callback (done, total) that shows a bar on a terminal and nothing elsewhere."""
+    return _Bar(title)
+
+
+class _Bar:
+    def __init__(self, title: str) -> None:
+        console = Console(stderr=True)
+        self.live = Progress(console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.live.add_task(title, total=None)
+
+    def __enter__(self) -> Any:
+        self.live.start()
+        return lambda done, total: self.live.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()

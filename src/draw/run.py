@@ -1,0 +1,280 @@
+"""A training run as a folder: train, log, validate, keep the best, and go on after a stop as if there had been none.
+
+config.json     the configuration
+metrics.jsonl   one JSON object a line: first the run itself (kind run), then kinds train and valid
+checkpoints/    the newest resumable checkpoint and the best one
+samples/        a sheet of samples for every validation
+"""
+
+import dataclasses
+import json
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import draw
+from draw import checkpoint, render
+from draw.config import EvalConfig, RunConfig, strict_json, to_dict
+from draw.data import DataSet, load_data
+from draw.errors import UserError
+from draw.evaluation import evaluate
+from draw.presets import preset
+from draw.training import Metrics, Trainer
+
+SAMPLES = 64  # images on a sample sheet
+FIXED_ON_RESUME = ("seed", "batch_size", "warmup", "ema_decay", "clip_norm", "log_every", "validation_images")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The bound of the averaged weights on the validation split, nats."""
+
+    step: int
+    seconds: float
+    bound_nats: float
+    bound_se: float
+    loss_x_nats: float
+    loss_z_nats: float
+    images: int
+    best: bool  # the lowest so far
+    kind: Literal["valid"] = "valid"
+
+
+def train(
+    config: RunConfig | str,
+    out: str | Path,
+    *,
+    data: DataSet | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    minutes: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    tensorboard: bool = False,
+) -> Iterator[Metrics | Validation]:
+    """Train in a run's folder, yielding every log line and every validation as it is made.
+
+    Args:
+        config: A configuration or a preset's name. When resuming, it may differ from the run's own in how long and
+            how fast to train, not in what is trained.
+        out: The run's folder.
+        data: The data set; otherwise the one that the configuration names.
+        data_dir: Where data sets live, see `draw.load_data`.
+        device: auto, cpu, cuda or mps.
+        resume: Go on from the folder's newest checkpoint.
+        minutes: Stop after this much training in this call, with a checkpoint to resume from.
+        stop: Asked after every step; training stops with a checkpoint when it says yes.
+        tensorboard: Also write TensorBoard event files into the folder.
+
+    Raises:
+        UserError: If the folder, the data or the configuration do not allow it.
+        NonFiniteError: If the loss is no longer finite; the last checkpoint is kept.
+    """
+    config = preset(config) if isinstance(config, str) else config
+    out = Path(out)
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: go on with --resume, or choose another --out")
+    found = resumable(out) if resume else None
+    data = data or load_data(config.data, data_dir)
+    config = for_images(config, data)
+    where = choose_device(device)
+    trainer = Trainer(config, data, where)
+    best = math.inf
+    if found:
+        _same_run(out, found.config, config)
+        trainer.load_state(found.tensors(checkpoint.TRAINING), found.tensors(), found.step)
+        if best_path := checkpoint.newest(out, "best"):
+            best = checkpoint.read(best_path).info["bound_nats"]
+    log = _Log(out, config, data, where, found.step if found else None, tensorboard)
+
+    begun = saved = time.perf_counter()
+    before = found.seconds if found else 0.0
+    logged = (trainer.step, begun)
+    ended = trainer.finished(before)
+    while not ended:
+        trainer.train_step(before + time.perf_counter() - begun)
+        now = time.perf_counter()
+        seconds = before + now - begun
+        ended = trainer.finished(seconds)
+        stopping = stop() or (minutes is not None and now - begun >= 60 * minutes)
+        records: list[Metrics | Validation] = []
+
+        if trainer.step % config.train.log_every == 0 or ended:
+            rate = (trainer.step - logged[0]) * config.train.batch_size / (now - logged[1])
+            records.append(trainer.metrics(seconds, rate))
+            logged = (trainer.step, now)
+
+        if trainer.step % config.train.validate_every == 0 or ended:
+            validation = _validate(trainer, data, seconds, best)
+            best = min(best, validation.bound_nats)
+            records.append(validation)
+            sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=config.train.seed))
+            render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
+
+        improved = any(isinstance(record, Validation) and record.best for record in records)
+        due = now - saved >= 60 * config.train.checkpoint_minutes
+        log.write(records)
+        if due or improved or stopping or ended:
+            _save(out, trainer, seconds, "step", data, None)
+            saved = time.perf_counter()
+        if improved:  # after the resumable one, so that the best is never from a step that resuming would train again
+            _save(out, trainer, seconds, "best", data, best)
+        yield from records
+        if stopping:
+            break
+    log.close()
+
+
+def _validate(trainer: Trainer, data: DataSet, seconds: float, best: float) -> Validation:
+    settings = EvalConfig(split="valid", images=trainer.config.train.validation_images, seed=trainer.config.train.seed)
+    measured = evaluate(trainer.ema, data, settings)
+    return Validation(
+        step=trainer.step,
+        seconds=seconds,
+        bound_nats=measured.bound_nats,
+        bound_se=measured.bound_se,
+        loss_x_nats=measured.loss_x_nats,
+        loss_z_nats=measured.loss_z_nats,
+        images=measured.images,
+        best=measured.bound_nats < best,
+    )
+
+
+def _save(out: Path, trainer: Trainer, seconds: float, kind: str, data: DataSet, bound: float | None) -> None:
+    checkpoint.save(
+        out / "checkpoints" / f"{kind}-{trainer.step:08d}",
+        trainer.config,
+        step=trainer.step,
+        seconds=seconds,
+        model=trainer.ema.state_dict(),
+        training=trainer.state() if kind == "step" else None,
+        info={"data": data.name, "bound_nats": bound, "validation_images": trainer.config.train.validation_images},
+    )
+
+
+class _Log:
+    """metrics.jsonl, and TensorBoard's event files when asked for."""
+
+    def __init__(
+        self, out: Path, config: RunConfig, data: DataSet, device: torch.device, resumed: int | None, tensorboard: bool
+    ) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / "metrics.jsonl"
+        self.board = _tensorboard(out) if tensorboard else None
+        here = {
+            "environment": environment(device),
+            "data": data.name,
+            "images": {k: len(v) for k, v in data.images.items()},
+        }
+        lines = []
+        if resumed is None:
+            lines.append({"kind": "run", "config": to_dict(config)} | here)
+        else:  # what an interrupted run logged after its last checkpoint will be logged again
+            lines += [record for record in read_log(out) if record.get("step", 0) <= resumed]
+            lines.append({"kind": "resume", "step": resumed, "train": to_dict(config.train)} | here)
+        checkpoint.write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        checkpoint.write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+    def write(self, records: Iterable[Metrics | Validation]) -> None:
+        """Append records to the log."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for record in records:
+                values = dataclasses.asdict(record)
+                file.write(json.dumps(values, allow_nan=False) + "\n")
+                if self.board:
+                    for name in values.keys() - {"kind", "step", "best", "images"}:
+                        self.board.add_scalar(f"{record.kind}/{name}", values[name], record.step)
+
+    def close(self) -> None:
+        """Flush what TensorBoard holds."""
+        if self.board:
+            self.board.close()
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs an extra: pip install 'draw[tensorboard]'") from error
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def for_images(config: RunConfig, data: DataSet) -> RunConfig:
+    """The configuration with the data's image size and its resolved binarization."""
+    channels, height, width = data.shape
+    return config.replace(channels=channels, height=height, width=width, binarization=data.binarization)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: If the machine has no such device.
+    """
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
+    if not has.get(name):
+        raise UserError(f"no device {name!r} on this machine; it has {', '.join(kind for kind in has if has[kind])}")
+    return torch.device(name)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and the commit of this code, for the record of a run."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "draw": draw.__version__,
+        "commit": commit,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+        UserError: If the run has no log.
+    """
+    path = run / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return [strict_json(line, str(path)) for line in lines if line.endswith("\n")]
+
+
+def resumable(out: Path) -> checkpoint.Checkpoint:
+    """The checkpoint that `train(resume=True)` goes on from.
+
+    Raises:
+        UserError: If the folder has none.
+    """
+    path = checkpoint.newest(out)
+    if path is None:
+        raise UserError(f"{out} holds no checkpoint to resume from")
+    return checkpoint.read(path)
+
+
+def _same_run(out: Path, was: RunConfig, now: RunConfig) -> None:
+    for section, names in (("model", None), ("data", None), ("train", FIXED_ON_RESUME)):
+        then, asked = to_dict(getattr(was, section)), to_dict(getattr(now, section))
+        for name in names or then:
+            if then[name] != asked[name]:
+                raise UserError(f"cannot resume {out} with {name} {asked[name]!r}: it was begun with {then[name]!r}")

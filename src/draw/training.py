@@ -1,0 +1,184 @@
+"""Training in memory: one step of Adam on the bound, its schedule, and the averaged weights.
+
+Everything random is a function of (seed, step), so the tensors of `Trainer.state` and the step's number are all that
+a checkpoint needs to go on exactly. Nothing here prints or touches a disk: the caller logs, evaluates and saves.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from draw.config import RunConfig, TrainConfig
+from draw.data import DataSet, batch_indices, intensities
+from draw.model import DRAW, require_same_tensors
+from draw.noise import seeded
+from draw.objective import losses
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One log line of training: means since the line before, over batches of training images."""
+
+    step: int
+    epoch: float
+    seconds: float  # of training, validation and saving included, over all parts of a resumed run
+    bound_nats: float
+    loss_x_nats: float
+    loss_z_nats: float
+    grad_norm: float  # before clipping
+    learning_rate: float
+    images_per_second: float
+    kind: Literal["train"] = "train"
+
+
+class NonFiniteError(ArithmeticError):
+    """A value became infinite or not a number; the message names the step and the first such tensor."""
+
+
+def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
+    """Linear warm-up over the first steps, times a cosine that ends at `iterations` or after `schedule_minutes`."""
+    warmup = min(1.0, (step + 1) / max(config.warmup, 1))
+    return config.learning_rate * warmup * (1 + math.cos(math.pi * schedule_fraction(config, step, seconds))) / 2
+
+
+def schedule_fraction(config: TrainConfig, step: int, seconds: float) -> float:
+    """How much of the schedule is done, in [0, 1]; training ends at 1."""
+    if config.schedule_minutes is None:
+        return min(1.0, step / config.iterations)
+    return min(1.0, seconds / (60 * config.schedule_minutes))
+
+
+class Trainer:
+    """A model in training.
+
+    Attributes:
+        model: The network being trained.
+        ema: Its exponentially averaged weights: what is validated, sampled from and shipped.
+        step: Steps taken.
+    """
+
+    def __init__(self, config: RunConfig, data: DataSet, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.data = data.to(device)
+        self.step = 0
+        self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
+        self._sums = torch.zeros(4, dtype=torch.float64)  # bound, loss_x, loss_z, grad_norm since the last log line
+        for parameter in self.model.parameters():  # so that the state has the same tensors before the first step
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def batch(self, step: int) -> Float[Tensor, "b c h w"]:
+        """The training images of a step, binarised."""
+        config, images = self.config.train, self.data.images["train"]
+        index = batch_indices(len(images), config.batch_size, config.seed, step)
+        generator = seeded(config.seed, "binarize", step, device=images.device)
+        return intensities(images[index.to(images.device)], self.data.binarization, generator)
+
+    def train_step(self, seconds: float) -> None:
+        """One step of Adam on the mean bound of one batch; `seconds` of training so far place it in the schedule.
+
+        Raises:
+            NonFiniteError: Before anything was updated, if the bound or a gradient is not finite.
+        """
+        config = self.config.train
+        x = self.batch(self.step)
+        eps = self.model.noise(len(x), config.seed, "train", self.step)
+        loss_x, loss_z = (part.mean() for part in losses(x, self.model(eps, x), self.model.likelihood))
+        bound = loss_x + loss_z
+
+        self.optimizer.zero_grad()
+        bound.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        values = torch.stack([bound, loss_x, loss_z, grad_norm]).detach().double().cpu()
+        if not values.isfinite().all():
+            raise NonFiniteError(f"step {self.step}: {first_non_finite(self.model, eps, x)} is not finite")
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step, seconds)
+        self.optimizer.step()
+        self.step += 1
+        self._average_weights()
+        self._sums += values
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        # Early on the horizon is the run so far, or the average would be of initial weights for thousands of steps.
+        decay = min(self.config.train.ema_decay, self.step / (self.step + 10))
+        for average, weight in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(weight, 1 - decay)
+
+    def finished(self, seconds: float) -> bool:
+        """Whether the schedule has come to its end."""
+        return schedule_fraction(self.config.train, self.step, seconds) >= 1
+
+    def metrics(self, seconds: float, images_per_second: float) -> Metrics:
+        """Means since the last call, of every `log_every` steps."""
+        config = self.config.train
+        steps = (self.step - 1) % config.log_every + 1
+        bound, loss_x, loss_z, grad_norm = (self._sums / steps).tolist()
+        self._sums.zero_()
+        return Metrics(
+            step=self.step,
+            epoch=self.step * config.batch_size / len(self.data.images["train"]),
+            seconds=seconds,
+            bound_nats=bound,
+            loss_x_nats=loss_x,
+            loss_z_nats=loss_z,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate(config, self.step - 1, seconds),
+            images_per_second=images_per_second,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor needed to go on exactly, by name, the averaged weights aside: weights, Adam's moments, sums."""
+        tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        return tensors | {"log.sums": self._sums}
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor], ema: dict[str, Tensor], step: int) -> None:
+        """Go on from the tensors that `state` gave after `step` steps, and the averaged weights of that time.
+
+        Raises:
+            ValueError: Naming a tensor that is missing, unknown or of another shape.
+        """
+        for own, given in ((self.state(), tensors), (self.ema.state_dict(), ema)):
+            require_same_tensors(given, own)
+            for name, tensor in own.items():
+                tensor.copy_(given[name])
+        self.step = step
+
+
+@torch.no_grad()
+def first_non_finite(model: DRAW, eps: Float[Tensor, "t b z"], x: Float[Tensor, "b c h w"]) -> str:
+    """The name of the first tensor that is not finite: a weight, an intermediate of a glimpse, or a gradient."""
+
+    def name_in(values: object, path: str) -> str | None:
+        if isinstance(values, Tensor):
+            return None if values.isfinite().all() else path
+        fields = zip(values._fields, values, strict=True) if isinstance(values, tuple) else ()  # type: ignore[attr-defined]
+        return next((found for name, value in fields if (found := name_in(value, f"{path}{name} "))), None)
+
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            return f"weight {name}"
+    state = model.initial_state(len(x))
+    for t, eps_t in enumerate(eps):
+        state, step = model.step(state, eps_t, x)
+        if found := name_in(step, "") or name_in(state, ""):
+            return f"{found.strip()} of glimpse {t + 1}"
+    for name, weight in model.named_parameters():
+        if weight.grad is not None and not weight.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss"

@@ -1,0 +1,359 @@
+"""What each command does: from parsed options to a call of the package, and its result on stdout.
+
+PyTorch is imported inside the functions, so that this module costs `draw --help` nothing.
+"""
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, TrainConfig, from_json, to_dict
+from draw.errors import UserError
+from draw.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from draw.checkpoint import Checkpoint
+    from draw.data import DataSet
+    from draw.model import DRAW
+
+
+def _given(options: Any, section: type) -> dict[str, Any]:
+    """The fields of a section that the command line set."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(section) if field.name in options}
+
+
+def train(options: Any) -> None:
+    from draw import run
+    from draw.progress import TrainingProgress
+    from draw.training import schedule_fraction
+
+    config, out = _training_config(options)
+    data = _load(config.data, options)
+    for name, size in zip(("channels", "height", "width"), data.shape, strict=True):
+        if name in options and getattr(options, name) != size:
+            raise UserError(f"--{name} {getattr(options, name)}, but the images of {data.name} have {size}")
+    if options.epochs:
+        iterations = math.ceil(options.epochs * len(data.images["train"]) / config.train.batch_size)
+        config = config.replace(iterations=iterations, schedule_minutes=None)
+
+    before = run.resumable(out) if options.resume else None
+    stop = _StopSignals()
+    records = run.train(
+        config, out, data=data, device=options.device, resume=options.resume, minutes=options.minutes,
+        stop=lambda: stop.received, tensorboard=options.tensorboard,
+    )  # fmt: skip
+    last: Any = None
+    with stop, TrainingProgress(config.train, options.minutes, before.seconds if before else 0.0) as progress:
+        for last in records:
+            progress.show(last)
+    reached = last or before
+    finished = reached is not None and schedule_fraction(config.train, reached.step, reached.seconds) >= 1
+    if last is None and finished:
+        print(f"draw: {out} is finished; train it longer with --iterations or --schedule-minutes", file=sys.stderr)
+    else:
+        print(f"finished: {out}" if finished else f"to go on: draw train --resume --out {out}", file=sys.stderr)
+    if options.json and last is not None:
+        _print_json(dataclasses.asdict(last) | {"out": str(out), "finished": finished})
+
+
+def _training_config(options: Any) -> tuple[RunConfig, Path]:
+    """The configuration and the folder that a `draw train` command line means."""
+    from draw.run import resumable
+
+    if options.resume:
+        if options.out is None and options.config is None:
+            raise UserError("--resume needs the run's folder: --out DIR")
+        out = options.out or Path("runs") / options.config
+        config = resumable(out).config
+    elif options.config is None:
+        raise UserError(f"name what to train: {', '.join(PRESETS)}; or a config.json")
+    elif options.config.endswith(".json"):
+        path = Path(options.config)
+        try:
+            config = from_json(RunConfig, path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        out = options.out or Path("runs") / path.stem
+    else:
+        config = preset(options.config)
+        out = options.out or Path("runs") / options.config
+    given = {
+        name: value
+        for section in (TrainConfig, DataConfig, ModelConfig)
+        for name, value in _given(options, section).items()
+    }
+    if "source" in given and "binarization" not in given:
+        given["binarization"] = "auto"
+    if "iterations" in given:
+        given.setdefault("schedule_minutes", None)
+    return config.replace(**given), out
+
+
+class _StopSignals:
+    """Within it, Ctrl-C and SIGTERM ask training to stop after the step at hand; a second one stops at once."""
+
+    received = False
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+        print("draw: stopping after this step, saving", file=sys.stderr)
+
+
+def evaluate(options: Any) -> None:
+    from draw.evaluation import evaluate
+    from draw.progress import bar
+
+    checkpoint, model = _load_model(options)
+    data = _data_for(checkpoint, options)
+    with bar("evaluate") as progress:
+        result = evaluate(model, data, EvalConfig(**_given(options, EvalConfig)), progress=progress)
+    if options.json:
+        _print_json(dataclasses.asdict(result))
+        return
+    print(f"{data.name}, {result.split} split, {result.images:,} images, binarization {result.binarization}")
+    print(f"bound  {result.bound_nats:.2f} ± {result.bound_se:.2f} nats ({result.bits_per_dim:.4f} bits/dim), "
+          f"{result.samples} sample{'s' * (result.samples > 1)} per image")  # fmt: skip
+    print(f"       L^x {result.loss_x_nats:.2f} + L^z {result.loss_z_nats:.2f}")
+    if result.iw_nats is not None:
+        print(f"IW-{result.importance_samples}  {result.iw_nats:.2f} ± {result.iw_se:.2f} nats, "
+              f"effective sample size {result.effective_sample_size:.1f} (median)")  # fmt: skip
+    print("KL per glimpse  " + " ".join(f"{value:.2f}" for value in result.kl_per_glimpse_nats))
+    if result.binarization == "none":
+        print("The targets are intensities, not bits: these nats are a cross-entropy, no code length.")
+    print(f"{result.seconds:.1f} seconds")
+
+
+def sample(options: Any) -> None:
+    import torch
+
+    from draw import render
+    from draw.noise import seeded
+
+    _, model = _load_model(options)
+    n = options.n or (16 if options.animate else 64)
+    with torch.no_grad():
+        drawing = model(options.temperature * model.noise(n, options.seed, "sample"), trace=options.animate is not None)
+
+    def show(canvas: "Tensor") -> "Tensor":
+        mean = model.likelihood.mean(canvas)
+        # The same key for every frame: a pixel changes only when its probability does.
+        return (
+            torch.bernoulli(mean, generator=seeded(options.seed, "pixels", device=mean.device))
+            if options.binary
+            else mean
+        )
+
+    written = {}
+    if options.animate:
+        frames = render.animation(drawing.trace, show, write_n=model.config.write_n, initial=model.canvas0)
+        render.save_animation(frames, options.animate)
+        written["animation"] = str(options.animate)
+    if options.out or not options.animate:
+        out = options.out or Path("samples.png")
+        render.save_png(render.sheet(show(drawing.canvas)), out)
+        written["samples"] = str(out)
+    _written(written, options)
+
+
+def reconstruct(options: Any) -> None:
+    import torch
+
+    from draw import render
+    from draw.data import intensities
+    from draw.evaluation import spread
+    from draw.noise import seeded
+    from draw.objective import losses
+
+    checkpoint, model = _load_model(options)
+    if options.images:
+        data = None
+        raise NotImplementedError
+    data = _data_for(checkpoint, options)
+    images = data.images[options.split]
+    x = intensities(images[spread(len(images), options.n)], data.binarization, seeded(options.seed, "binarize"))
+    x = x.to(model.canvas0)
+    with torch.no_grad():
+        drawing = model(model.noise(len(x), options.seed, "reconstruct"), x, trace=True)
+        measured = losses(x, drawing, model.likelihood)
+    config = model.config
+    picture = render.reconstructions(
+        x, drawing.trace, model.likelihood.mean, read_n=config.read_n, write_n=config.write_n
+    )
+    render.save_png(picture, options.out)
+    _written({"reconstructions": str(options.out), "bound_nats": measured.bound.tolist()}, options)
+
+
+def info(options: Any) -> None:
+    from draw.model import DRAW
+
+    if (options.model is None) == (options.preset is None):
+        raise UserError("give either a MODEL or --preset NAME")
+    if options.preset:
+        config, about = preset(options.preset), {"preset": options.preset}
+        model = DRAW(config.model)
+    else:
+        checkpoint, model = _load_model(options)
+        config = checkpoint.config
+        about = {"checkpoint": str(checkpoint.path), "step": checkpoint.step, "minutes": checkpoint.seconds / 60}
+        about |= checkpoint.info
+    parameters = {name: list(weight.shape) for name, weight in model.named_parameters()}
+    total = sum(math.prod(shape) for shape in parameters.values())
+    if options.json:
+        _print_json(about | {"parameters": total, "shapes": parameters, "config": to_dict(config)})
+        return
+    for name, value in about.items():
+        print(f"{name:<20} {value:,.2f}" if isinstance(value, float) else f"{name:<20} {value}")
+    for section in ("model", "data", "train"):
+        print(section + ": " + ", ".join(f"{k} {v}" for k, v in to_dict(getattr(config, section)).items()))
+    for name, shape in parameters.items():
+        print(f"{name:<28} {' x '.join(map(str, shape)):>16} {math.prod(shape):>12,}")
+    print(f"{'parameters':<28} {'':>16} {total:>12,}")
+
+
+def figure(options: Any) -> None:
+    import torch
+
+    from draw import figures, render
+
+    checkpoint, model = _load_model(options)
+    mean, write_n = model.likelihood.mean, model.config.write_n
+    if options.number == "3":
+        data = _data_for(checkpoint, options)
+        index = options.seed % len(data.images["test"])
+        picture = figures.figure_3(data.images["test"][index] / 255)
+    elif options.number == "6":
+        train = _data_for(checkpoint, options).images["train"]
+        samples = model.sample(options.n * options.n, seed=options.seed)
+        nearest = train[figures.nearest_images(samples, train)] / 255
+        picture = figures.figure_6(samples, nearest, columns=options.n)
+    else:
+        if options.number == "7" and write_n is not None:
+            raise UserError("figure 7 shows drawing without attention: this model writes with it; see figure 1")
+        with torch.no_grad():
+            trace = model(model.noise(options.n, options.seed, "sample"), trace=True).trace
+        picture = figures.figure_1(trace, mean, write_n)
+    out = options.out or Path(f"figure_{options.number}.png")
+    render.save_png(picture, out)
+    _written({"figure": str(out)}, options)
+
+
+def curve(options: Any) -> None:
+    from draw import render, run
+
+    records = run.read_log(options.run)
+    render.curves(records, options.out, title=options.run.resolve().name)
+    _written({"curve": str(options.out)}, options)
+
+
+def data_list(options: Any) -> None:
+    from draw import sources
+
+    here = sources.available(options.data_dir)
+    rows = [dataclasses.asdict(source) | {"here": here[name]} for name, source in sources.SOURCES.items()]
+    if options.json:
+        _print_json({row["name"]: {k: row[k] for k in ("description", "licence", "here")} for row in rows})
+        return
+    print(f"data folder: {sources.data_folder(options.data_dir)}")
+    for row in rows:
+        print(f"{row['name']:<16} {'here' if row['here'] else '-':<5} {row['description']}; {row['licence']}")
+
+
+def data_get(options: Any) -> None:
+    from draw import sources
+    from draw.progress import bar
+
+    with bar(f"get {options.name}") as progress:
+        folder = sources.get(options.name, options.data_dir, progress)
+    _written({"data": str(folder)}, options)
+
+
+def data_check(options: Any) -> int:
+    from draw import sources
+
+    report = sources.check(options.name, options.data_dir)
+    if options.json:
+        _print_json({str(one.path): one.state for one in report})
+    for one in report if not options.json else ():
+        print(f"{one.state:<8} {one.path}" + (f": {one.detail}" if one.detail else ""))
+    bad = [one for one in report if one.state != "ok"]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(report)} files are missing or damaged; get them with: draw data get {options.name}"
+        )
+    return 0
+
+
+def data_preview(options: Any) -> None:
+    from draw import render
+    from draw.evaluation import spread
+
+    data = _load(DataConfig(source=options.source, **_given(options, DataConfig)), options)
+    images = data.images[options.split]
+    render.save_png(render.sheet(images[spread(len(images), options.n)] / 255), options.out)
+    sizes = ", ".join(f"{name} {len(images):,}" for name, images in data.images.items())
+    if not options.json:
+        print(f"{data.name}: {' x '.join(map(str, data.shape))} (channels, height, width); {sizes}; "
+              f"binarization {data.binarization}")  # fmt: skip
+    _written({"preview": str(options.out)}, options)
+
+
+# What the verbs share
+
+
+def _load_model(options: Any) -> "tuple[Checkpoint, DRAW]":
+    from draw import checkpoint
+    from draw.run import choose_device
+
+    found = checkpoint.find(options.model)
+    return found, found.model(choose_device(options.device))
+
+
+def _load(config: DataConfig, options: Any) -> "DataSet":
+    from draw.data import load_data
+    from draw.progress import bar
+
+    with bar(f"data {config.source}") as progress:
+        data = load_data(config, options.data_dir, progress)
+    for note in data.notes:
+        print(f"draw: {note}", file=sys.stderr)
+    return data
+
+
+def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
+    """The data set that the command line names, else the one the model was trained on."""
+    given = _given(options, DataConfig)
+    if "source" in given:
+        given.setdefault("binarization", "auto")
+    config = dataclasses.replace(checkpoint.config.data, **given)
+    data = _load(config, options)
+    if data.shape != checkpoint.config.model.image_shape:
+        wanted, got = (" x ".join(map(str, shape)) for shape in (checkpoint.config.model.image_shape, data.shape))
+        raise UserError(f"the model draws images of {wanted} (channels, height, width), {data.name} has {got}")
+    return data
+
+
+def _written(files: dict[str, Any], options: Any) -> None:
+    if options.json:
+        _print_json(files)
+    else:
+        for name, value in files.items():
+            print(f"{name}: {value}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False))
