@@ -193,8 +193,8 @@ def from_dict(cls: Callable[..., C], values: Any, where: str = "") -> C:
         path = f"{where}.{key}" if where else key
         if key not in hints:
             raise UserError(f"unknown setting {path!r}; {nearest(key, hints)}")
-        hint = hints[key]
-        arguments[key] = from_dict(hint, value, path) if dataclasses.is_dataclass(hint) else _checked(path, value, hint)
+        nested = dataclasses.is_dataclass(hints[key])
+        arguments[key] = from_dict(hints[key], value, path) if nested else _checked(path, value, hints[key])
     return cls(**arguments)
 
 

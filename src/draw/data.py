@@ -17,8 +17,8 @@ from draw.noise import seeded
 from draw.published import Arrays
 from draw.sources import Progress
 
-Images = UInt8[Tensor, "n c h w"]
-Labels = Int64[Tensor, " n"]
+Images = UInt8[Tensor, "_ c h w"]  # splits differ in length
+Labels = Int64[Tensor, " _"]
 
 _CHUNK = 4096  # images at a time, where a temporary of the whole set would be many times its size
 
@@ -144,10 +144,10 @@ def _read(config: DataConfig, data_dir: Path | None, progress: Progress | None) 
         return Arrays({split: x for split, (x, _) in drawn.items()}, {split: y for split, (_, y) in drawn.items()})
     if source in sources.SOURCES:
         return published.read(source, data_dir, progress)
-    if Path(source).expanduser().is_dir():
+    if source and Path(source).expanduser().is_dir():
         raise UserError(f"{source} is a folder: write folder:{source}")
     raise UserError(
-        f"unknown data set {source!r}; {nearest(source, sources.SOURCES)}, or give folder:PATH, PATH.npy or PATH.npz"
+        f"unknown data set {source!r} (and no folder:PATH, PATH.npy or PATH.npz); {nearest(source, sources.SOURCES)}"
     )
 
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from draw.config import EvalConfig
+from draw.config import EvalConfig, ModelConfig
 from draw.data import DataSet, intensities
+from draw.errors import UserError
 from draw.model import DRAW
 from draw.noise import seeded
 from draw.objective import log_weight, losses
@@ -43,6 +44,17 @@ def spread(total: int, count: int) -> Int[Tensor, " m"]:
     return torch.arange(count) * total // count
 
 
+def require_shape(data: DataSet, config: ModelConfig) -> None:
+    """Check that a data set's images are of a model's size.
+
+    Raises:
+        UserError: If they are not.
+    """
+    if data.shape != config.image_shape:
+        wanted, got = (" x ".join(map(str, shape)) for shape in (config.image_shape, data.shape))
+        raise UserError(f"the model draws images of {wanted} (channels, height, width), {data.name} has {got}")
+
+
 @torch.no_grad()
 def evaluate(
     model: DRAW, data: DataSet, config: EvalConfig | None = None, *, progress: Callable[[int, int], None] | None = None
@@ -57,8 +69,12 @@ def evaluate(
         data: The data set.
         config: Split, samples, subset.
         progress: Called with (images done, images in all).
+
+    Raises:
+        UserError: If the images are not of the model's size.
     """
     config = config or EvalConfig()
+    require_shape(data, model.config)
     started = time.perf_counter()
     images = data.images[config.split][spread(len(data.images[config.split]), config.images)]
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))

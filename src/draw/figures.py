@@ -20,6 +20,8 @@ FINE = 4  # figure 3's lines are drawn this much larger, then reduced
 LINE: render.Colour = (255, 196, 61)  # figure 3's filters and labels
 EDGE: render.Colour = (36, 37, 42)
 
+Point = tuple[float | int, float | int]  # x and y on the screen
+
 
 def figure_1(
     trace: Trace,
@@ -80,7 +82,7 @@ def figure_6(
 def nearest_images(
     samples: Float[Tensor, "n c h w"], training: UInt8[Tensor, "m c h w"], chunk: int = 4_096
 ) -> Int64[Tensor, " n"]:
-    """The index of the training image nearest to each sample, by Euclidean distance over pixels; the first of equals.
+    """The index of the training image nearest to each sample, by Euclidean distance over pixels.
 
     Args:
         samples: Intensities in [0, 1].
@@ -165,7 +167,7 @@ def _draw_filters(
     _line(draw, (xs[1], ys[1]), (wall, ys[1]), dashes=True)
     for x, y in itertools.product(xs, ys):
         _circle(draw, (x, y), sigma * scale, filled=False)
-        _circle(draw, (x, y), 5, filled=True)
+        _circle(draw, (x, y), 5.0, filled=True)
     lift = ys[0] - sigma * scale - 14
     _line(draw, (xs[1] + 2, lift), (xs[2] - 2, lift))
     for x, way in ((xs[1], 1), (xs[2], -1)):
@@ -176,9 +178,7 @@ def _draw_filters(
     _text(draw, (wall - 22, ys[1]), "g_Y", "mm", LINE)
 
 
-def _line(
-    draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], dashes: bool = False
-) -> None:
+def _line(draw: ImageDraw.ImageDraw, start: Point, end: Point, dashes: bool = False) -> None:
     # Two pixels wide, with a dark edge to be seen on white.
     a, b = np.array(start), np.array(end)
     ends = np.linspace(0, 1, 2 * max(1, round(math.dist(a, b) / 12))) if dashes else np.array([0, 1])
@@ -188,14 +188,14 @@ def _line(
             draw.line(xy, fill=colour, width=FINE * width)
 
 
-def _circle(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, filled: bool) -> None:
+def _circle(draw: ImageDraw.ImageDraw, centre: Point, radius: float, filled: bool) -> None:
     for colour, more, width in ((EDGE, 1, 4), (LINE, 0, 2)):
         xy, r = [FINE * c for c in centre], FINE * (radius + more)
         box = (xy[0] - r, xy[1] - r, xy[0] + r, xy[1] + r)
         draw.ellipse(box, fill=colour if filled else None, outline=colour, width=FINE * width)
 
 
-def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, colour: render.Colour) -> None:
+def _text(draw: ImageDraw.ImageDraw, at: Point, text: str, anchor: str, colour: render.Colour) -> None:
     # matplotlib's font, since Pillow's own has no Greek; what follows an underscore is a subscript.
     import matplotlib
 

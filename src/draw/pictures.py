@@ -2,14 +2,16 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from draw.errors import UserError
-from draw.published import DECODING_ERRORS, Arrays, Images, Labels
+from draw.published import DECODING_ERRORS, Arrays, Images, open_arrays
 from draw.sources import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -176,13 +178,8 @@ def read_array(path: Path) -> Arrays:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        labels: dict[str, Labels] = {}
-        if isinstance(loaded, np.ndarray):
-            found = {"train": loaded}
-        else:
-            with loaded:
-                found, labels = _chosen(path, loaded)
+        with open_arrays(path) as arrays:
+            found, labels = _chosen(path, arrays)
     except (*DECODING_ERRORS, MemoryError) as error:
         raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {error}") from error
     images = {split: _pixels(array, f"{path}, {split}") for split, array in found.items()}
@@ -198,25 +195,24 @@ def read_array(path: Path) -> Arrays:
     return Arrays(images, {split: numbers.astype(np.int64) for split, numbers in labels.items()}, notes)
 
 
-def _chosen(path: Path, file: "np.lib.npyio.NpzFile") -> tuple[dict[str, NDArray[np.generic]], dict[str, Labels]]:
-    """Which arrays of a .npz are the images and labels of which split."""
-    keys = {SPLITS[name]: name for name in file.files if name in SPLITS}
+def _chosen(path: Path, file: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Which arrays are the images and the labels of which split."""
+    keys = {SPLITS[name]: name for name in file if name in SPLITS}
     label_keys = {split: f"{name}_labels" for split, name in keys.items()}
     if not keys:
-        names = [name for name in file.files if name != "labels"]
+        names = [name for name in file if name != "labels"]
         if "images" not in names and len(names) != 1:
             raise UserError(
-                f"{path} holds {', '.join(file.files) or 'nothing'}; name the images 'train', 'valid' and 'test', "
-                f"or 'images'"
+                f"{path} holds {', '.join(file) or 'nothing'}; name the images 'train', 'valid' and 'test', or 'images'"
             )
         keys, label_keys = {"train": "images" if "images" in names else names[0]}, {"train": "labels"}
     if "train" not in keys:
         raise UserError(f"{path} holds {', '.join(keys.values())} but no 'train'")
-    labels = {split: file[name] for split, name in label_keys.items() if name in file.files}
+    labels = {split: file[name] for split, name in label_keys.items() if name in file}
     return {split: file[name] for split, name in keys.items()}, labels
 
 
-def _pixels(array: NDArray[np.generic], where: str) -> Images:
+def _pixels(array: NDArray[Any], where: str) -> Images:
     """Images (n, c, h, w) as uint8."""
     if 0 in array.shape:
         raise UserError(f"{where}: the array is empty, shape {array.shape}")

@@ -54,9 +54,7 @@ class TrainingProgress:
         if isinstance(record, Validation):
             self.valid = f" · valid {record.bound_nats:.2f}"
             best = " (best so far)" if record.best else ""
-            self.console.print(
-                f"step {record.step:,}: validation bound {parts}, ±{record.bound_se:.2f}{best}", highlight=False
-            )
+            self._line(f"step {record.step:,}: validation bound {parts}, ±{record.bound_se:.2f}{best}")
             return
         rate = f"{record.images_per_second:.0f} images/s · gradient {record.grad_norm:.0f}"
         if self.console.is_terminal:
@@ -65,7 +63,10 @@ class TrainingProgress:
         else:
             done = f"{100 * self.fraction(record):.0f}%"
             minutes = f"{record.seconds / 60:.1f} min"
-            self.console.print(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}", highlight=False)
+            self._line(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 class _Eta(ProgressColumn):

@@ -307,7 +307,7 @@ def stages(
     return stages
 
 
-def by_row(stages: Sequence[Cells]) -> Cells:
+def by_row(stages: Sequence[Cells]) -> UInt8[np.ndarray, "m y x 3"]:
     """Stages as `arrange` wants them: all stages of the first image, then of the second, and so on."""
     return np.stack(stages, axis=1).reshape(-1, *stages[0].shape[1:])
 

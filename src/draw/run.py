@@ -7,6 +7,7 @@ samples/        a sheet of samples for every validation
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -84,15 +85,21 @@ def train(
     found = resumable(out) if resume else None
     data = data or load_data(config.data, data_dir)
     config = for_images(config, data)
+    digest = hashlib.sha256(data.images["train"].cpu().numpy().data).hexdigest()
     where = choose_device(device)
     trainer = Trainer(config, data, where)
     best = math.inf
     if found:
         _same_run(out, found.config, config)
+        if found.info["images_sha256"] != digest:
+            raise UserError(f"cannot resume {out}: {data.name} holds not the images that it was begun with")
         trainer.load_state(found.tensors(checkpoint.TRAINING), found.tensors(), found.step)
         if best_path := checkpoint.newest(out, "best"):
             best = checkpoint.read(best_path).info["bound_nats"]
     log = _Log(out, config, data, where, found.step if found else None, tensorboard)
+    info = {"data": data.name, "images_sha256": digest, "environment": environment(where)}
+    if not found:
+        _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
 
     begun = saved = time.perf_counter()
     before = found.seconds if found else 0.0
@@ -117,15 +124,16 @@ def train(
             records.append(validation)
             sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=config.train.seed))
             render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
+            logged = (trainer.step, time.perf_counter())  # images per second are of training alone
 
         improved = any(isinstance(record, Validation) and record.best for record in records)
         due = now - saved >= 60 * config.train.checkpoint_minutes
         log.write(records)
         if due or improved or stopping or ended:
-            _save(out, trainer, seconds, "step", data, None)
+            _save(out, trainer, seconds, "step", info)
             saved = time.perf_counter()
         if improved:  # after the resumable one, so that the best is never from a step that resuming would train again
-            _save(out, trainer, seconds, "best", data, best)
+            _save(out, trainer, seconds, "best", info | {"bound_nats": best})
         yield from records
         if stopping:
             break
@@ -147,7 +155,7 @@ def _validate(trainer: Trainer, data: DataSet, seconds: float, best: float) -> V
     )
 
 
-def _save(out: Path, trainer: Trainer, seconds: float, kind: str, data: DataSet, bound: float | None) -> None:
+def _save(out: Path, trainer: Trainer, seconds: float, kind: str, info: dict[str, Any]) -> None:
     checkpoint.save(
         out / "checkpoints" / f"{kind}-{trainer.step:08d}",
         trainer.config,
@@ -155,7 +163,7 @@ def _save(out: Path, trainer: Trainer, seconds: float, kind: str, data: DataSet,
         seconds=seconds,
         model=trainer.ema.state_dict(),
         training=trainer.state() if kind == "step" else None,
-        info={"data": data.name, "bound_nats": bound, "validation_images": trainer.config.train.validation_images},
+        info=info,
     )
 
 
@@ -173,7 +181,7 @@ class _Log:
             "data": data.name,
             "images": {k: len(v) for k, v in data.images.items()},
         }
-        lines = []
+        lines: list[dict[str, Any]] = []
         if resumed is None:
             lines.append({"kind": "run", "config": to_dict(config)} | here)
         else:  # what an interrupted run logged after its last checkpoint will be logged again

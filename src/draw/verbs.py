@@ -302,7 +302,7 @@ def data_preview(options: Any) -> None:
     from draw import render
     from draw.evaluation import spread
 
-    data = _load(DataConfig(source=options.source, **_given(options, DataConfig)), options)
+    data = _load(DataConfig(**_given(options, DataConfig)), options)
     images = data.images[options.split]
     render.save_png(render.sheet(images[spread(len(images), options.n)] / 255), options.out)
     sizes = ", ".join(f"{name} {len(images):,}" for name, images in data.images.items())
@@ -339,11 +339,11 @@ def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
     given = _given(options, DataConfig)
     if "source" in given:
         given.setdefault("binarization", "auto")
+    from draw.evaluation import require_shape
+
     config = dataclasses.replace(checkpoint.config.data, **given)
     data = _load(config, options)
-    if data.shape != checkpoint.config.model.image_shape:
-        wanted, got = (" x ".join(map(str, shape)) for shape in (checkpoint.config.model.image_shape, data.shape))
-        raise UserError(f"the model draws images of {wanted} (channels, height, width), {data.name} has {got}")
+    require_shape(data, checkpoint.config.model)
     return data
 
 

@@ -1,0 +1,311 @@
+"""Every verb of the command, end to end on a small data set; every mistake is one line and exit code 2."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from draw import checkpoint, cli, run
+from small import data_set
+
+SMALL = ["--steps", "3", "--enc-size", "12", "--dec-size", "12", "--z-size", "4", "--read-n", "2", "--write-n", "3",
+         "--batch-size", "8", "--log-every", "2", "--validate-every", "4", "--validation-images", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a data set in a file, and a run trained on it."""
+    place = tmp_path_factory.mktemp("cli")
+    data = data_set(height=8, width=6)
+    np.savez(place / "small.npz", **{split: images.numpy() for split, images in data.images.items()})
+    arguments = ["train", "demo", "--data", f"{place}/small.npz", "--out", f"{place}/run", "--iterations", "8", *SMALL]
+    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    return place
+
+
+@pytest.fixture
+def draw(place, capsys):
+    """Runs a command line; gives what it wrote to stdout."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out
+
+    return call
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command line that must fail with exit code 2; gives its one line."""
+
+    def call(*arguments, lines=1):
+        capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        assert code == 2
+        assert captured.out == ""
+        assert captured.err.count("\n") == lines, captured.err
+        return captured.err
+
+    return call
+
+
+def seen(path):
+    """What an image file shows."""
+    with Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        pixels = np.asarray(image.convert("L"))
+    return {"width": pixels.shape[1], "height": pixels.shape[0], "n_frames": frames, "pixels": pixels}
+
+
+def test_train_leaves_a_run_folder(place):
+    names = {path.name for path in (place / "run").iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert json.loads((place / "run" / "config.json").read_text())["model"]["height"] == 8
+
+
+def test_iterations_on_the_command_line_replace_a_preset_schedule_in_minutes(place):
+    assert json.loads((place / "run" / "config.json").read_text())["train"]["schedule_minutes"] is None
+    assert run.read_log(place / "run")[-1]["step"] == 8
+
+
+def test_train_resumes_and_tells_how_it_ended(place, tmp_path, capsys):
+    arguments = ["train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL, "--device", "cpu"]
+    assert cli.main([str(a) for a in [*arguments, "--minutes", "0.005"]]) == 0
+    assert f"to go on: draw train --resume --out {tmp_path / 'r'}" in capsys.readouterr().err
+    step = checkpoint.read(checkpoint.newest(tmp_path / "r")).step
+    assert step > 0
+    arguments = ["train", "--resume", "--out", tmp_path / "r", "--iterations", step + 2, "--json"]
+    assert cli.main([str(a) for a in arguments]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["step"] == step + 2
+    assert json.loads(captured.out)["finished"]
+    assert "finished" in captured.err
+
+
+def test_epochs_are_turned_into_iterations(draw, place, tmp_path):
+    arguments = ["train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL]
+    draw(*arguments, "--epochs", "1.5", "--json")
+    assert run.read_log(tmp_path / "r")[-1]["step"] == 8  # 1.5 * 40 images / 8, rounded up
+
+
+def test_a_configuration_file_trains_the_same(draw, place, tmp_path):
+    draw("train", place / "run" / "config.json", "--out", tmp_path / "r", "--device", "cpu")
+    mine, theirs = checkpoint.find(tmp_path / "r"), checkpoint.find(place / "run")
+    assert mine.sha256[checkpoint.MODEL] == theirs.sha256[checkpoint.MODEL]
+
+
+def test_the_wrong_size_of_images_is_refused(refused, place, tmp_path):
+    line = refused("train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", "--height", "28")
+    assert "--height 28, but the images of" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(place, tmp_path, number):
+    out = tmp_path / "r"
+    command = [sys.executable, "-m", "draw.cli", "train", "demo", "--data", place / "small.npz", "--out", out, *SMALL]
+    command += ["--iterations", "1000000", "--checkpoint-minutes", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for _ in range(600):
+        if (out / "metrics.jsonl").is_file() and len(run.read_log(out)) > 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"to go on: draw train --resume --out {out}" in err
+    logged = run.read_log(out)[-1]["step"]
+    assert checkpoint.read(checkpoint.newest(out)).step >= logged > 0
+
+
+def test_evaluate_prints_the_keys_that_others_read(draw, place):
+    result = json.loads(draw("evaluate", place / "run", "--importance-samples", "5", "--json"))
+    keys = "bound_nats bound_se loss_x_nats loss_z_nats bits_per_dim iw_nats importance_samples images split binarization seconds"
+    assert set(keys.split()) <= result.keys()
+    assert (result["images"], result["split"], result["binarization"]) == (13, "test", "static")
+
+
+def test_evaluate_in_words_has_the_same_number(draw, place):
+    bound = json.loads(draw("evaluate", place / "run", "--json", "--split", "valid"))["bound_nats"]
+    text = draw("evaluate", place / "run", "--split", "valid")
+    assert f"bound  {bound:.2f} ±" in text
+    assert "valid split, 11 images, binarization static" in text
+
+
+def test_a_cross_entropy_is_not_called_a_code_length(draw, place, tmp_path):  # trap: grey pixels as if binary
+    grey = data_set(height=8, width=6, grey=True)
+    np.savez(tmp_path / "grey.npz", **{split: images.numpy() for split, images in grey.images.items()})
+    text = draw("evaluate", place / "run", "--data", tmp_path / "grey.npz", "--binarization", "none")
+    assert "binarization none" in text
+    assert "no code length" in text
+
+
+def test_sample_writes_a_sheet(draw, place, tmp_path):
+    out = draw("sample", place / "run", "-n", 9, "--out", tmp_path / "s.png")
+    assert str(tmp_path / "s.png") in out
+    assert seen(tmp_path / "s.png")["width"] > 100
+
+
+def test_the_same_seed_draws_the_same_picture_and_another_seed_another(draw, place, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        draw("sample", place / "run", "-n", 4, "--seed", seed, "--out", tmp_path / f"{name}.png")
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_binary_samples_have_two_values(draw, place, tmp_path):
+    draw("sample", place / "run", "-n", 1, "--binary", "--out", tmp_path / "s.png")
+    picture = seen(tmp_path / "s.png")["pixels"]
+    assert len(np.unique(picture)) <= 3  # black, white, and the ground between images
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_sample_animates_every_glimpse(draw, place, tmp_path, suffix):
+    path = tmp_path / f"s.{suffix}"
+    draw("sample", place / "run", "-n", 4, "--animate", path)
+    assert seen(path)["n_frames"] == 1 + 3 + 1  # before the first stroke, three glimpses, the result
+
+
+def test_reconstruct_draws_images_of_a_data_set(draw, place, tmp_path):
+    result = json.loads(draw("reconstruct", place / "run", "-n", 3, "--out", tmp_path / "r.png", "--json"))
+    assert len(result["bound_nats"]) == 3
+    assert seen(tmp_path / "r.png")["height"] > 20
+
+
+def test_reconstruct_draws_image_files(draw, place, tmp_path):
+    Image.new("RGB", (60, 90), "white").save(tmp_path / "photo.jpg")
+    result = json.loads(
+        draw("reconstruct", place / "run", tmp_path / "photo.jpg", "--out", tmp_path / "r.png", "--json")
+    )
+    assert len(result["bound_nats"]) == 1
+
+
+def test_info_names_every_parameter_and_their_number(draw, place):
+    result = json.loads(draw("info", place / "run", "--json"))
+    model = checkpoint.find(place / "run").model()
+    assert result["parameters"] == sum(p.numel() for p in model.parameters())
+    assert set(result["shapes"]) == {name for name, _ in model.named_parameters()}
+    assert f"{result['parameters']:,}" in draw("info", place / "run")
+
+
+def test_info_of_the_mnist_preset_counts_its_parameters(draw):
+    h, z, pixels = 256, 100, 28 * 28
+    encoder = 4 * h * (2 * 2 * 2 + h + h + 1)
+    decoder = 4 * h * (z + h + 1)
+    heads = 2 * z * (h + 1) + 2 * 5 * (h + 1) + 25 * (h + 1)
+    initial = 4 * h + pixels
+    result = json.loads(draw("info", "--preset", "mnist", "--json"))
+    assert result["parameters"] == encoder + decoder + heads + initial
+
+
+@pytest.mark.parametrize("number", ["1", "3", "6"])
+def test_figures_are_drawn(draw, place, tmp_path, number):
+    draw("figure", number, place / "run", "-n", 2, "--out", tmp_path / "f.png")
+    assert seen(tmp_path / "f.png")["width"] > 100
+
+
+def test_figure_7_is_of_models_without_attention(draw, refused, place, tmp_path):
+    assert "shows drawing without attention" in refused("figure", "7", place / "run")
+    arguments = ["train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL]
+    draw(*arguments, "--iterations", "2", "--read-n", "none", "--write-n", "none")
+    draw("figure", "7", tmp_path / "r", "-n", 2, "--out", tmp_path / "f.png")
+    assert seen(tmp_path / "f.png")["width"] > 100
+
+
+def test_curve_plots_a_run(draw, place, tmp_path):
+    draw("curve", place / "run", "--out", tmp_path / "c.png")
+    assert seen(tmp_path / "c.png")["width"] >= 800
+
+
+def test_data_list_names_every_set(draw):
+    text = draw("data", "list")
+    for name in ("mnist", "binarized-mnist", "fashion-mnist", "omniglot", "cifar10", "glyphs"):
+        assert name in text
+    assert json.loads(draw("data", "list", "--json"))["glyphs"]["here"] is True
+
+
+def test_data_check_tells_good_from_bad(draw, shared_data, tmp_path, capsys):
+    assert draw("data", "check", "mnist", "--data-dir", shared_data).count("ok ") == 4
+    assert cli.main(["data", "check", "mnist", "--data-dir", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("missing") == 4
+    assert "get them with: draw data get mnist" in captured.err
+
+
+def test_data_get_finds_what_is_here(draw, shared_data):
+    assert str(shared_data) in draw("data", "get", "mnist", "--data-dir", shared_data)
+
+
+def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
+    text = draw("data", "preview", place / "small.npz", "-n", 9, "--out", tmp_path / "p.png")
+    assert "1 x 8 x 6" in text
+    assert seen(tmp_path / "p.png")["width"] > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train", "demmo"], "unknown preset 'demmo'; did you mean 'demo'?"),
+        (["train"], "name what to train: demo, "),
+        (["train", "demo", "--step", "3"], "unknown argument '--step'; did you mean '--steps'?"),
+        (["train", "demo", "--steps", "many"], "expected int, got 'many'"),
+        (["train", "demo", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["train", "demo", "--read-n", "all"], "expected int or none, got 'all'"),
+        (["train", "demo", "--data", "mnits"], "did you mean 'mnist'?"),
+        (["train", "demo", "--data", "nowhere.npy"], "nowhere.npy"),
+        (["train", "demo", "--minutes", "-1"], "expected a positive number, got '-1'"),
+        (["train", "demo", "--device", "gpux"], "unknown --device 'gpux'; choose one of auto, cpu, cuda, mps"),
+        (["train", "nothing.json"], "nothing.json cannot be read"),
+        (["train", "--resume"], "--resume needs the run's folder: --out DIR"),
+        (["evaluate", "nothing"], "no model 'nothing'"),
+        (["evaluate"], "the following arguments are required: MODEL"),
+        (["sample", "nothing", "-n", "0"], "expected a whole number, at least 1, got '0'"),
+        (["figure", "2", "nothing"], "unknown 1|3|6|7 '2'"),
+        (["info"], "give either a MODEL or --preset NAME"),
+        (["data", "get", "mnits"], "did you mean 'mnist'?"),
+        (["curve", "nothing"], "metrics.jsonl cannot be read"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_mistake_is_one_line_that_helps(refused, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(*arguments)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_an_animation_of_an_unknown_kind_is_refused(refused, place, tmp_path):
+    assert "the name must end in" in refused("sample", place / "run", "--animate", tmp_path / "s.mp4")
+
+
+def test_data_of_another_size_than_the_model_is_refused(refused, place):
+    assert "the model draws images of 1 x 8 x 6" in refused("evaluate", place / "run", "--data", "glyphs")
+
+
+def test_a_run_that_exists_is_not_overwritten(refused, place):
+    line = refused("train", "demo", "--data", place / "small.npz", "--out", place / "run")
+    assert "exists already: go on with --resume, or choose another --out" in line
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(place):
+    command = [sys.executable, "-m", "draw.cli", "evaluate", place / "run", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["images"] == 13
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("draw 0.")

@@ -1,0 +1,592 @@
+"""Splits, binarisation, the order of batches, and users' own images from files of every kind."""
+
+import itertools
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from draw import data, pictures
+from draw.config import DataConfig
+from draw.data import batch_indices, intensities, load_data
+from draw.errors import UserError
+from draw.noise import seeded
+
+# Batches.
+
+
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 60))
+@settings(max_examples=40, deadline=None)
+def test_each_image_comes_exactly_once_an_epoch(n, batch_size):
+    row = torch.cat([batch_indices(n, batch_size, 7, step) for step in range(n)])  # batch_size whole epochs
+    for epoch in row.view(batch_size, n):
+        assert sorted(epoch.tolist()) == list(range(n))
+
+
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 60), step=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_every_batch_is_full(n, batch_size, step):
+    assert batch_indices(n, batch_size, 0, step).shape == (batch_size,)
+
+
+def test_a_batch_depends_on_its_step_alone():
+    forwards = [batch_indices(10, 3, 0, step).tolist() for step in range(9)]
+    backwards = [batch_indices(10, 3, 0, step).tolist() for step in reversed(range(9))]
+    assert forwards == backwards[::-1]
+
+
+def test_epochs_differ_in_order():
+    assert batch_indices(100, 100, 0, 0).tolist() != batch_indices(100, 100, 0, 1).tolist()
+
+
+def test_seeds_differ_in_order():
+    assert batch_indices(100, 100, 0, 0).tolist() != batch_indices(100, 100, 1, 0).tolist()
+
+
+def test_a_batch_is_the_callers_own():
+    batch_indices(4, 4, 0, 0).zero_()
+    assert sorted(batch_indices(4, 4, 0, 0).tolist()) == [0, 1, 2, 3]
+
+
+# Intensities.
+
+GREY = torch.arange(256, dtype=torch.uint8).repeat(1000).view(1000, 1, 16, 16)
+
+
+@pytest.mark.parametrize("binarization", ["static", "none"])
+def test_intensities_are_the_pixels_over_255(binarization):
+    values = intensities(GREY, binarization)
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, GREY / 255.0)
+
+
+def test_stochastic_intensities_are_zeros_and_ones():
+    assert set(intensities(GREY, "stochastic", seeded(0)).unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_pixel_is_drawn_with_its_grey_value_as_probability():
+    n = 4000
+    mean = sum(intensities(GREY, "stochastic", seeded(0, i)).mean(0) for i in range(n // 1000)).flatten() / (n // 1000)
+    p = torch.arange(256) / 255
+    assert ((mean - p).abs() <= 4.5 * (p * (1 - p) / n).sqrt()).all()  # 4.5 sigma, 256 pixels: 0.2 % by chance
+
+
+def test_black_and_white_are_never_drawn_otherwise():
+    binary = (GREY > 127).to(torch.uint8) * 255
+    torch.testing.assert_close(intensities(binary, "stochastic", seeded(0)), binary / 255.0, rtol=0, atol=0)
+
+
+def test_the_noise_comes_from_the_generator_alone():
+    first = intensities(GREY, "stochastic", seeded(3))
+    torch.manual_seed(1)
+    assert torch.equal(first, intensities(GREY, "stochastic", seeded(3)))
+    assert not torch.equal(first, intensities(GREY, "stochastic", seeded(4)))
+
+
+def test_stochastic_intensities_need_a_generator():
+    with pytest.raises(ValueError, match="needs a generator"):
+        intensities(GREY, "stochastic")
+
+
+def test_auto_is_no_binarization_of_intensities():
+    with pytest.raises(ValueError, match="got 'auto'"):
+        intensities(GREY, "auto")
+
+
+# Binarisation of a set, and its splits.
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves arrays as images.npy or images.npz and returns the source."""
+
+    def save(array=None, **arrays):
+        path = tmp_path / ("images.npz" if array is None else "images.npy")
+        if array is None:
+            np.savez(path, **arrays)
+        else:
+            np.save(path, array)
+        return str(path)
+
+    return save
+
+
+def load(source, **settings):
+    return load_data(DataConfig(source=source, **settings))
+
+
+def grey_images(n=20, *shape):
+    return np.random.default_rng(0).integers(0, 256, (n, *(shape or (5, 4))), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "resolved"),
+    [
+        (grey_images(), "auto", "stochastic"),
+        (grey_images(), "none", "none"),
+        (grey_images(), "stochastic", "stochastic"),
+        (grey_images(), "static", "static"),
+        (grey_images(20, 5, 4, 3), "auto", "none"),
+        (grey_images(20, 5, 4, 3), "stochastic", "stochastic"),
+        (grey_images() > 99, "auto", "static"),
+        (grey_images() > 99, "stochastic", "static"),
+        (grey_images() > 99, "none", "static"),
+    ],
+)
+def test_binarization_is_resolved(save, images, asked, resolved):
+    assert load(save(images), binarization=asked).binarization == resolved
+
+
+def test_static_binarization_is_drawn_once_by_the_data_seed(save):
+    source = save(grey_images(400))
+    first, again = load(source, binarization="static"), load(source, binarization="static")
+    other = load(source, binarization="static", data_seed=1)
+    for split in ("train", "valid", "test"):
+        assert torch.equal(first.images[split], again.images[split])
+        assert set(first.images[split].unique().tolist()) == {0, 255}
+        assert not torch.equal(first.images[split], other.images[split])
+
+
+def test_static_binarization_keeps_the_mean(save):
+    source = save(np.full((1000, 8, 8), 51, np.uint8))
+    assert load(source, binarization="static").mean_pixel == pytest.approx(0.2, abs=4 * 0.4 / 51_200**0.5)
+
+
+def numbered(n):
+    """Images that can be told apart by their first pixels."""
+    images = np.zeros((n, 2, 2), np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = np.arange(n) % 256, np.arange(n) // 256
+    return images
+
+
+def numbers(images):
+    return (images[:, 0, 0, 0].int() + 256 * images[:, 0, 0, 1].int()).tolist()
+
+
+@pytest.mark.parametrize(("n", "held"), [(1000, 100), (29, 2), (10, 1), (3, 1)])
+def test_without_splits_a_tenth_each_is_held_out(save, n, held):
+    images = load(save(numbered(n))).images
+    assert [len(images[split]) for split in ("train", "valid", "test")] == [n - 2 * held, held, held]
+    assert sorted(itertools.chain.from_iterable(map(numbers, images.values()))) == list(range(n))
+
+
+def test_held_out_images_depend_on_the_data_seed(save):
+    source = save(numbered(1000))
+    first = numbers(load(source).images["valid"])
+    assert first == numbers(load(source).images["valid"])
+    assert first != numbers(load(source, data_seed=1).images["valid"])
+
+
+def test_held_out_images_take_their_labels_along(save):
+    found = load(save(images=numbered(500), labels=np.arange(500)))
+    for split in ("train", "valid", "test"):
+        assert found.labels[split].tolist() == numbers(found.images[split])
+
+
+def test_only_missing_splits_are_held_out(save):
+    images = load(save(train=numbered(50), test=numbered(7))).images
+    assert [len(images[split]) for split in ("train", "valid", "test")] == [45, 5, 7]
+
+
+def test_held_out_splits_are_noted(save):
+    assert load(save(train=numbered(50), test=numbered(7))).notes == (
+        "valid: 5 of the 50 training images, held out by data_seed 0",
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_images_for_three_splits_are_an_error(save, n):
+    with pytest.raises(UserError, match=f"has {n} training images; 3 or more"):
+        load(save(numbered(n)))
+
+
+def test_a_set_knows_its_shape_and_mean(save):
+    found = load(save(np.full((10, 5, 4, 3), 51, np.uint8)))
+    assert found.shape == (3, 5, 4)
+    assert found.mean_pixel == pytest.approx(0.2, abs=1e-12)
+
+
+def test_a_set_moves_with_all_its_tensors(save):
+    moved = load(save(images=numbered(10), labels=np.arange(10))).to("meta")
+    assert {x.device.type for x in [*moved.images.values(), *moved.labels.values()]} == {"meta"}
+    assert moved.images["train"].dtype == torch.uint8
+
+
+# NumPy files.
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((10, 5, 4), (1, 5, 4)),
+        ((10, 5, 4, 1), (1, 5, 4)),
+        ((10, 5, 4, 3), (3, 5, 4)),
+        ((10, 1, 5, 4), (1, 5, 4)),
+        ((10, 3, 5, 4), (3, 5, 4)),
+        ((10, 3, 5, 3), (3, 3, 5)),  # both fit: the last axis
+        ((10, 3, 5, 1), (1, 3, 5)),
+        ((10, 3, 4, 4), (3, 4, 4)),
+    ],
+)
+def test_channels_are_found_by_the_stated_rule(save, shape, expected):
+    assert load(save(grey_images(*shape))).shape == expected
+
+
+def test_the_last_axis_becomes_the_channel_axis(save):
+    array = grey_images(10, 5, 4, 3)
+    whole = torch.cat([load(save(train=array, valid=array, test=array)).images["train"]])
+    np.testing.assert_array_equal(whole.numpy(), array.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_scaled_to_255(save, dtype):
+    array = grey_images(10)
+    floats = (array / 255).astype(dtype)
+    found = load(save(train=floats, valid=floats, test=floats)).images["train"]
+    np.testing.assert_array_equal(found[:, 0].numpy(), array)
+
+
+@pytest.mark.parametrize(
+    "array", [np.eye(4) > 0, np.eye(4, dtype=np.uint8), np.eye(4), 255 * np.eye(4, dtype=np.uint8)]
+)
+def test_masks_of_any_type_become_black_and_white(save, array):
+    array = np.stack([array] * 5)
+    found = load(save(train=array, valid=array, test=array)).images["train"]
+    np.testing.assert_array_equal(found[0, 0].numpy(), 255 * np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((10, 784), np.uint8), r"shape \(10, 784\); expected"),
+        (np.zeros((10, 5, 4, 2), np.uint8), r"expected \(n, h, w\)"),
+        (np.zeros((10, 5, 5, 4), np.uint8), r"4 channels.*drop the alpha"),
+        (np.zeros((10, 4, 5, 5), np.uint8), r"4 channels.*drop the alpha"),
+        (np.zeros((10, 5, 4), np.int64), "type int64; expected uint8"),
+        (np.full((10, 5, 4), 255.0), r"lie in \[0, 1\], got 255 to 255"),
+        (np.full((10, 5, 4), -0.1), r"lie in \[0, 1\]"),
+        (np.full((10, 5, 4), np.nan), r"lie in \[0, 1\]"),
+        (np.zeros((0, 5, 4), np.uint8), "empty"),
+        (np.array(5, np.uint8), "shape"),
+    ],
+)
+def test_other_arrays_are_named_in_one_line(save, array, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(save(array))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": grey_images(), "b": grey_images()}, "holds a, b; name the images"),
+        ({"test": grey_images()}, "holds test but no 'train'"),
+        ({"train": grey_images(9, 5, 4), "test": grey_images(9, 4, 5)}, "differ in shape"),
+        ({"images": grey_images(9), "labels": np.arange(8)}, "labels of train must be 9 integers"),
+        ({"images": grey_images(9), "labels": np.arange(9.0)}, "labels of train must be 9 integers"),
+    ],
+)
+def test_other_archives_are_named_in_one_line(save, arrays, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(save(**arrays))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["images", "anything"])
+def test_a_single_array_may_have_any_name(save, name):
+    assert load(save(**{name: grey_images(), "labels": np.arange(20)})).labels["train"].shape == (16,)
+
+
+def test_labels_of_splits_are_found(save):
+    found = load(save(train=numbered(6), val=numbered(5), test=numbered(4), test_labels=np.arange(4)))
+    assert list(found.labels) == ["test"]
+    assert found.labels["test"].tolist() == [0, 1, 2, 3]
+    assert len(found.images["valid"]) == 5
+
+
+NOT_ARRAYS = r"is not a \.npy or \.npz file of plain arrays"
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+def test_nothing_is_unpickled(tmp_path, save):
+    np.save(tmp_path / "trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    (tmp_path / "plain.npy").write_bytes(pickle.dumps(Trap()))
+    with zipfile.ZipFile(tmp_path / "trap.npz", "w") as archive:
+        archive.write(tmp_path / "trap.npy", "images.npy")
+    for name in ("trap.npy", "plain.npy", "trap.npz"):
+        with pytest.raises(UserError, match=NOT_ARRAYS):
+            load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_files_that_are_not_arrays_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=NOT_ARRAYS):
+        load(str(path))
+
+
+def test_a_truncated_array_is_named(save, tmp_path):
+    source = save(grey_images(100))
+    whole = (tmp_path / "images.npy").read_bytes()
+    (tmp_path / "images.npy").write_bytes(whole[:-500])
+    with pytest.raises(UserError, match=NOT_ARRAYS):
+        load(source)
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("mnits", r"unknown data set 'mnits' \(and no folder:PATH, .*\); did you mean 'mnist'\?"),
+        ("/no/such/file.npy", "there is no file /no/such/file.npy"),
+        ("folder:/no/such", "there is no folder /no/such"),
+        ("", r"unknown data set '' .*; choose one of glyphs, mnist"),
+    ],
+)
+def test_a_wrong_source_is_named_with_what_to_give(source, message):
+    with pytest.raises(UserError, match=message):
+        load(source)
+
+
+def test_a_bare_folder_is_told_to_be_one(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder: write folder:{tmp_path}"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [{"size": "32"}, {"grey": True}])
+def test_settings_of_folders_are_refused_elsewhere(settings):
+    with pytest.raises(UserError, match="are for folder:PATH, not for glyphs"):
+        load("glyphs", **settings)
+
+
+def test_glyphs_follow_the_data_seed(monkeypatch):
+    monkeypatch.setattr(data.glyphs, "SIZES", {"train": 30, "valid": 10, "test": 20})
+    found, other = load("glyphs"), load("glyphs", data_seed=1)
+    assert [len(x) for x in found.images.values()] == [30, 10, 20]
+    assert found.binarization == "stochastic"
+    assert not torch.equal(found.images["train"], other.images["train"])
+
+
+def test_real_sets_come_with_a_seeded_validation_split(shared_data):
+    found = load_data(DataConfig(source="omniglot"), shared_data)
+    assert [len(found.images[split]) for split in ("train", "valid", "test")] == [17_352, 1_928, 13_180]
+
+
+# Folders.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Saves pictures below a folder: numbers are sizes of grey ones, else what is given."""
+
+    def folder(files):
+        for name, content in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            elif isinstance(content, Image.Image):
+                content.save(path)
+            else:
+                Image.new("L", content, 100).save(path)
+        return tmp_path
+
+    return folder
+
+
+def colour(r, g, b, size=(4, 4)):
+    return Image.new("RGB", size, (r, g, b))
+
+
+def test_pictures_are_found_at_any_depth_in_the_order_of_their_paths(folder):
+    grey = [Image.new("L", (4, 4), v) for v in (1, 2, 3)]
+    root = folder({"b/x.png": grey[1], "c.bmp": grey[2], "a/deep/er/x.PNG": grey[0]})
+    assert pictures.read_folder(root).images["train"][:, 0, 0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "gif"])
+def test_every_promised_format_is_read(folder, suffix):
+    images = pictures.read_folder(folder({f"x.{suffix}": colour(200, 100, 50)}), grey=True).images["train"]
+    assert images[0, 0] == pytest.approx(124, abs=3)  # luma 0.299 R + 0.587 G + 0.114 B; some formats are lossy
+
+
+def test_a_gif_gives_its_first_frame(tmp_path):
+    first, second = Image.new("L", (4, 4), 10), Image.new("L", (4, 4), 200)
+    first.save(tmp_path / "x.gif", save_all=True, append_images=[second])
+    assert (pictures.read_folder(tmp_path, grey=True).images["train"] == 10).all()
+
+
+def test_hidden_and_foreign_files_are_left_out(folder):
+    root = folder({"x.png": (4, 4), "._x.png": b"x", "__MACOSX/y.png": b"x", ".h/z.png": b"x", "t.txt": b"x"})
+    assert len(pictures.read_folder(root).images["train"]) == 1
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "validation"])
+def test_folders_named_as_splits_are_the_splits(folder, name):
+    files = {"train/a/1.png": (4, 4), "train/b/2.png": (4, 4), f"{name}/1.png": (4, 4)}
+    images = pictures.read_folder(folder({**files, "test/1.png": (4, 4), "test/2.png": (4, 4)})).images
+    assert {split: len(x) for split, x in images.items()} == {"train": 2, "valid": 1, "test": 2}
+
+
+def test_pictures_outside_the_splits_are_noted(folder):
+    found = pictures.read_folder(folder({"train/x.png": (4, 4), "other/x.png": (4, 4), "x.png": (4, 4)}))
+    assert len(found.images["train"]) == 1
+    assert found.notes == ("left out 2 images outside the folders train",)
+
+
+def test_without_a_train_folder_all_pictures_are_one_split(folder):
+    images = pictures.read_folder(folder({"test/x.png": (4, 4), "other/x.png": (4, 4)})).images
+    assert {split: len(x) for split, x in images.items()} == {"train": 2}
+
+
+def test_a_folder_is_grey_if_all_its_pictures_are(folder):
+    sixteen = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
+    found = pictures.read_folder(folder({"a.png": (4, 4), "b.png": Image.new("1", (4, 4), 1), "c.png": sixteen}))
+    assert found.images["train"].shape == (3, 1, 4, 4)
+    assert found.images["train"][:, 0, 0, 0].tolist() == [100, 255, 0x80]
+
+
+def test_one_colour_picture_makes_a_folder_colour(folder):
+    images = pictures.read_folder(folder({"a.png": (4, 4), "b.png": colour(1, 2, 3)})).images["train"]
+    assert images[:, :, 0, 0].tolist() == [[100, 100, 100], [1, 2, 3]]
+
+
+def test_transparent_pictures_are_put_on_black(folder):
+    half = Image.new("RGBA", (4, 4), (200, 100, 50, 128))
+    images = pictures.read_folder(folder({"a.png": half})).images["train"]
+    np.testing.assert_allclose(images[0, :, 0, 0], [100, 50, 25], atol=1)
+
+
+def test_grey_pictures_with_transparency_stay_grey(folder):
+    images = pictures.read_folder(folder({"a.png": Image.new("LA", (4, 4), (200, 0))})).images["train"]
+    assert images.shape == (1, 1, 4, 4)
+    assert not images.any()
+
+
+def test_pictures_are_turned_as_their_exif_tag_says(tmp_path):
+    image = Image.new("L", (6, 4))
+    image.paste(255, (0, 0, 3, 4))  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to show
+    image.save(tmp_path / "x.png", exif=exif)
+    shown = pictures.read_folder(tmp_path).images["train"][0, 0]
+    assert shown.shape == (6, 4)
+    assert shown[:3].min() == 255
+    assert shown[3:].max() == 0
+
+
+def test_size_crops_to_the_shape_about_the_middle_and_resizes(folder):
+    image = colour(255, 0, 0, (60, 20))
+    image.paste((0, 255, 0), (20, 0, 40, 20))  # the middle square
+    images = pictures.read_folder(folder({"a.png": image}), size=(8, 8)).images["train"]
+    assert images.shape == (1, 3, 8, 8)
+    assert images[0, 1].min() > 220  # Lanczos looks a little over the edge
+    assert images[0, 1, :, 2:-2].min() > 250
+
+
+def test_size_is_height_by_width(folder):
+    found = load(f"folder:{folder({'a.png': (40, 30), 'b.png': (9, 50), 'c.png': (7, 7)})}", size="6x9")
+    assert found.shape == (1, 6, 9)
+
+
+def test_mixed_sizes_are_listed_with_the_flag_to_give(folder):
+    root = folder({"a.png": (4, 5), "b.png": (6, 7), "c.png": (6, 7), "d.png": (6, 7)})
+    with pytest.raises(UserError, match=r"height x width: 7x6 \(3\), 5x4 \(1\); give --size 32"):
+        pictures.read_folder(root)
+
+
+def test_pictures_larger_than_4096_need_a_size(folder):
+    root = folder({"a.png": (4097, 2)})
+    with pytest.raises(UserError, match=r"are 2x4097 pixels, more than 4096 on a side; give --size 32"):
+        pictures.read_folder(root)
+    assert pictures.read_folder(root, size=(2, 2)).images["train"].shape == (1, 1, 2, 2)
+
+
+def test_pictures_of_too_many_pixels_are_unreadable(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for side in (11, 20):  # Pillow warns above the limit and stops above twice the limit
+        with pytest.raises(UserError, match=r"x\.png: more than 100 pixels"):
+            pictures.read_folder(folder({"x.png": (side, side)}))
+
+
+def test_a_folder_too_large_for_memory_is_named(folder, monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST_FOLDER", 20)
+    with pytest.raises(UserError, match="take more than 0 GiB; give --size 32"):
+        pictures.read_folder(folder({"a.png": (4, 4), "b.png": (4, 4)}))
+
+
+@pytest.fixture
+def damaged(folder):
+    """13 files of which 12 cannot be read."""
+    root = folder({"good.png": (64, 64)})
+    whole = (root / "good.png").read_bytes()
+    return folder({f"bad{i:02}.png": (b"text", b"", whole[:60])[i % 3] for i in range(12)})
+
+
+def test_unreadable_files_are_reported_at_once(damaged):
+    with pytest.raises(UserError) as caught:
+        pictures.read_folder(damaged)
+    first, *rest = str(caught.value).splitlines()
+    assert first == f"12 of 13 files in {damaged} cannot be read; give --skip-bad to leave them out"
+    assert rest[0] == "  bad00.png: not an image"
+    assert rest[2].startswith("  bad02.png: ")
+    assert len(rest) == 11
+    assert rest[-1] == "  and 2 more"
+
+
+def test_unreadable_files_are_left_out_and_listed_if_asked(damaged):
+    found = pictures.read_folder(damaged, skip_bad=True)
+    assert len(found.images["train"]) == 1
+    assert found.notes[0] == "left out 12 of 13 files that cannot be read"
+    assert found.notes[1] == "  bad00.png: not an image"
+
+
+def test_a_folder_without_readable_pictures_is_an_error_even_then(folder):
+    with pytest.raises(UserError, match=r"no file of .* can be read"):
+        pictures.read_folder(folder({"x.png": b"text"}), skip_bad=True)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no images"):
+        pictures.read_folder(tmp_path)
+
+
+def test_an_empty_training_folder_is_named(folder):
+    root = folder({"test/x.png": (4, 4)})
+    (root / "train").mkdir()
+    with pytest.raises(UserError, match="train holds no images"):
+        pictures.read_folder(root)
+
+
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(UserError, match="is not a folder"):
+        pictures.read_folder(folder({"x.png": (4, 4)}) / "x.png")
+
+
+def test_progress_counts_files(folder):
+    calls = []
+    pictures.read_folder(
+        folder({"a.png": (4, 4), "b.png": (4, 4)}), progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(1, 2), (2, 2)]
+
+
+def test_a_folder_becomes_a_data_set(folder):
+    files = {f"class{i % 2}/{i}.png": colour(i, 0, 0) for i in range(10)}
+    found = load(f"folder:{folder(files)}")
+    assert found.shape == (3, 4, 4)
+    assert found.binarization == "none"
+    assert [len(x) for x in found.images.values()] == [8, 1, 1]

@@ -1,0 +1,155 @@
+"""Measuring: every image exactly once, whatever the batch; bounded memory; the estimates are what their names say."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from draw.config import EvalConfig
+from draw.errors import UserError
+from draw.evaluation import evaluate, spread
+from draw.model import DRAW
+from draw.objective import losses
+from small import data_set, small_config
+from tiny import random_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return DRAW(small_config().model, mean_pixel=0.25, seed=3)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return data_set()
+
+
+def mean_bounds(model, images, samples=200):
+    """Each image's bound by a loop over images: an independent way to the same expectation."""
+    x = images.float() / 255
+    eps = model.noise(samples, 9, "oracle")
+    with torch.no_grad():
+        return torch.stack([losses(many, model(eps, many), model.likelihood).bound.mean()
+                            for many in (image.expand(samples, *image.shape) for image in x)])  # fmt: skip
+
+
+def test_every_image_is_counted_once_and_the_last_batch_too(model, data):  # trap: last partial batch dropped
+    for batch_size in (1, 4, 13, 100):
+        result = evaluate(model, data, EvalConfig(batch_size=batch_size))
+        assert result.images == 13
+    seen = []
+    evaluate(model, data, EvalConfig(batch_size=4), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 13), (8, 13), (12, 13), (13, 13)]
+
+
+def test_the_last_image_weighs_as_much_as_any_other(model, data):  # trap: last partial batch dropped
+    images = data.images["test"].clone()
+    images[-1] = 255  # far more nats than the others
+    changed = dataclasses.replace(data, images=data.images | {"test": images})
+    before, after = (evaluate(model, d, EvalConfig(batch_size=4, samples=50)) for d in (data, changed))
+    alone = mean_bounds(model, images[-1:]) - mean_bounds(model, data.images["test"][-1:])
+    assert (after.bound_nats - before.bound_nats) * 13 == pytest.approx(float(alone), abs=1.0)
+
+
+def test_the_bound_is_the_mean_over_images_of_their_bounds(model, data):
+    result = evaluate(model, data, EvalConfig(samples=200))
+    bounds = mean_bounds(model, data.images["test"])
+    assert result.bound_nats == pytest.approx(float(bounds.mean()), abs=0.2)  # both have a Monte Carlo error of 0.05
+    assert result.bound_se == pytest.approx(float(bounds.std() / math.sqrt(13)), rel=0.05)
+
+
+def test_the_two_parts_and_the_glimpses_add_up(model, data):
+    result = evaluate(model, data, EvalConfig(samples=3))
+    assert result.bound_nats == pytest.approx(result.loss_x_nats + result.loss_z_nats, rel=1e-6)
+    assert result.loss_z_nats == pytest.approx(sum(result.kl_per_glimpse_nats), rel=1e-5)
+    assert len(result.kl_per_glimpse_nats) == 3
+
+
+def test_bits_per_dim_is_nats_over_pixels_and_ln_2(model, data):
+    result = evaluate(model, data)
+    assert result.bits_per_dim == pytest.approx(result.bound_nats / (6 * 5 * math.log(2)))
+
+
+def test_the_importance_weighted_estimate_is_asked_for_k_samples_and_takes_k(model, data):
+    result = evaluate(model, data, EvalConfig(importance_samples=17, batch_size=4))
+    assert result.importance_samples == 17
+    assert 1 <= result.effective_sample_size <= 17
+
+
+def test_without_importance_samples_there_is_no_estimate(model, data):
+    result = evaluate(model, data)
+    assert (result.iw_nats, result.effective_sample_size, result.importance_samples) == (None, None, 0)
+
+
+def test_the_estimate_with_one_sample_is_the_bound(model, data):
+    many = dataclasses.replace(data, images=data.images | {"test": data.images["test"].repeat(40, 1, 1, 1)})
+    result = evaluate(model, many, EvalConfig(importance_samples=1))
+    assert result.iw_nats == pytest.approx(result.bound_nats, abs=4 * result.iw_se)
+    assert result.effective_sample_size == pytest.approx(1.0)
+
+
+def test_the_estimate_tightens_with_k(data):
+    model = random_model(dtype=torch.float32)  # one whose latents matter
+    estimates = [evaluate(model, data, EvalConfig(importance_samples=k)).iw_nats for k in (1, 10, 100, 1000)]
+    assert estimates == sorted(estimates, reverse=True)
+    assert estimates[3] < evaluate(model, data, EvalConfig(samples=100)).bound_nats
+
+
+def test_weights_summed_in_passes_are_weights_summed_at_once(model, data):
+    one = dataclasses.replace(data, images=data.images | {"test": data.images["test"][:1]})
+    at_once = evaluate(model, one, EvalConfig(importance_samples=4096, batch_size=4096))
+    in_passes = evaluate(model, one, EvalConfig(importance_samples=4096, batch_size=64))
+    # Other noise, the same expectation: the standard deviation of either is about 0.01.
+    assert in_passes.iw_nats == pytest.approx(at_once.iw_nats, abs=0.1)
+    assert in_passes.effective_sample_size == pytest.approx(at_once.effective_sample_size, rel=0.3)
+
+
+def test_no_batch_is_larger_than_asked_whatever_k(model, data):
+    largest = 0
+    plain = model.step
+
+    def watched(state, eps, x=None):
+        nonlocal largest
+        largest = max(largest, len(eps))
+        return plain(state, eps, x)
+
+    model.step = watched
+    try:
+        evaluate(model, data, EvalConfig(importance_samples=1000, samples=30, batch_size=16))
+    finally:
+        del model.step
+    assert largest == 16
+
+
+def test_the_same_seed_measures_the_same(model, data):
+    one, two, other = (evaluate(model, data, EvalConfig(seed=seed)).bound_nats for seed in (1, 1, 2))
+    assert one == two
+    assert one != other
+
+
+def test_a_subset_is_spread_over_the_split():  # trap: the fixed test file is sorted by class
+    assert spread(10_000, 10).tolist() == list(range(0, 10_000, 1000))
+    assert spread(7, 0).tolist() == list(range(7))
+    assert spread(7, 100).tolist() == list(range(7))
+    assert spread(7, 3).tolist() == [0, 2, 4]
+
+
+def test_stochastic_binarization_measures_binary_images(model):  # trap: grey pixels quoted as if binary
+    grey = data_set(grey=True, binarization="stochastic")
+    treated_as_grey = dataclasses.replace(grey, binarization="none")
+    stochastic, none = (evaluate(model, d, EvalConfig(samples=20)) for d in (grey, treated_as_grey))
+    assert (stochastic.binarization, none.binarization) == ("stochastic", "none")
+    assert stochastic.bound_nats != pytest.approx(none.bound_nats, abs=1e-3)
+
+
+def test_images_of_another_size_are_refused(model):
+    with pytest.raises(UserError, match="the model draws images of 1 x 6 x 5"):
+        evaluate(model, data_set(height=8))
+
+
+def test_measuring_is_of_images_and_samples_are_not_reconstructions(model, data):  # trap: reconstructions as samples
+    x = data.images["test"].float() / 255
+    assert model.sample(13, seed=1).equal(model.sample(13, seed=1))
+    assert model.reconstruct(x, seed=1).equal(model.reconstruct(x, seed=1))
+    assert not model.reconstruct(x, seed=1).equal(model.reconstruct(1 - x, seed=1))

@@ -1,0 +1,207 @@
+"""A run's folder: logged, validated, stopped and gone on with as if there had been no stop."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import draw
+from draw import checkpoint, run, training
+from draw.errors import UserError
+from draw.run import Validation, train
+from draw.training import Metrics, NonFiniteError
+from small import data_set, small_config
+
+CLOCK = ("seconds", "images_per_second")
+
+
+def run_all(out, config=None, **options):
+    return list(train(config or small_config(), out, data=data_set(), device="cpu", **options))
+
+
+def stop_after(steps):
+    """A `stop` that says yes after so many steps."""
+    asked = iter(range(1, 1000))
+    return lambda: next(asked) >= steps
+
+
+def without_clock(records):
+    return [{k: v for k, v in r.items() if k not in CLOCK} for r in records if r["kind"] in ("train", "valid")]
+
+
+def all_tensors(out):
+    found = checkpoint.read(checkpoint.newest(out))
+    return found.tensors() | {f"training {k}": v for k, v in found.tensors(checkpoint.TRAINING).items()}
+
+
+def assert_same_run(one, other):
+    assert checkpoint.newest(one).name == checkpoint.newest(other).name
+    mine, theirs = all_tensors(one), all_tensors(other)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+    assert without_clock(run.read_log(one)) == without_clock(run.read_log(other))
+    assert checkpoint.find(one).step == checkpoint.find(other).step
+
+
+@pytest.mark.parametrize("stops", [(5,), (4, 3), (1, 1, 1)])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path, stops):
+    run_all(tmp_path / "whole")
+    run_all(tmp_path / "parts", stop=stop_after(stops[0]))
+    for steps in stops[1:]:
+        run_all(tmp_path / "parts", resume=True, stop=stop_after(steps))
+    assert checkpoint.read(checkpoint.newest(tmp_path / "parts")).step == sum(stops)
+    run_all(tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_crashed_between_checkpoints_goes_on_from_the_last_as_if_it_had_not(tmp_path, monkeypatch):
+    run_all(tmp_path / "whole")
+    step = training.Trainer.train_step
+
+    def crashing(trainer, seconds):
+        if trainer.step == 7:  # after the checkpoint of step 4 and the log line of step 6
+            raise RuntimeError("power cut")
+        step(trainer, seconds)
+
+    monkeypatch.setattr(training.Trainer, "train_step", crashing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run_all(tmp_path / "parts")
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tra')  # a line cut short
+    monkeypatch.undo()
+    run_all(tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_first_line_of_the_log_is_the_run_itself(tmp_path):
+    run_all(tmp_path / "r")
+    first = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["kind"] == "run"
+    assert first["config"] == json.loads((tmp_path / "r" / "config.json").read_text())
+    assert first["environment"]["torch"] == torch.__version__
+    assert first["images"] == {"train": 40, "valid": 11, "test": 13}
+    assert {"commit", "device", "threads"} <= first["environment"].keys()
+
+
+def test_records_come_at_their_steps(tmp_path):
+    records = run_all(tmp_path / "r")
+    assert [r.step for r in records if isinstance(r, Metrics)] == [2, 4, 6, 8, 10, 12]
+    assert [r.step for r in records if isinstance(r, Validation)] == [4, 8, 12]
+    assert all(r.images == 11 for r in records if isinstance(r, Validation))  # the validation split, all of it
+
+
+def test_every_validation_leaves_a_sheet_of_samples(tmp_path):
+    run_all(tmp_path / "r")
+    sheets = sorted(path.name for path in (tmp_path / "r" / "samples").iterdir())
+    assert sheets == ["step-00000004.png", "step-00000008.png", "step-00000012.png"]
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_bound(tmp_path):
+    plain = data_set()
+    data = dataclasses.replace(plain, images=plain.images | {"valid": 255 - plain.images["valid"]})
+    records = list(train(small_config(iterations=60, learning_rate=0.02), tmp_path / "r", data=data, device="cpu"))
+    validations = [r for r in records if isinstance(r, Validation)]
+    lowest = min(validations, key=lambda r: r.bound_nats)
+    assert lowest is not validations[-1]  # what is learned of dark images does not hold for bright ones
+    assert [r.step for r in validations if r.best][-1] == lowest.step
+    assert checkpoint.find(tmp_path / "r").step == lowest.step
+    measured = draw.evaluate(draw.load(tmp_path / "r"), data, draw.EvalConfig(split="valid"))
+    assert measured.bound_nats == pytest.approx(lowest.bound_nats)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
+    run_all(tmp_path / "r", stop=stop_after(5))
+    path = checkpoint.newest(tmp_path / "r")
+    with pytest.raises(NonFiniteError, match=r"step \d+: .* is not finite"):
+        run_all(tmp_path / "r", small_config(learning_rate=1e38), resume=True)
+    assert checkpoint.newest(tmp_path / "r") == path
+    assert all(t.isfinite().all() for t in all_tensors(tmp_path / "r").values())
+
+
+def test_minutes_end_with_a_checkpoint_to_go_on_from(tmp_path):
+    run_all(tmp_path / "r", small_config(iterations=10**9), minutes=0.01)
+    found = checkpoint.read(checkpoint.newest(tmp_path / "r"))
+    assert 0.6 <= found.seconds < 6
+    assert found.step > 0
+
+
+def test_a_schedule_in_minutes_ends_on_time_with_a_learning_rate_of_nearly_zero(tmp_path):
+    config = small_config(schedule_minutes=0.02, validate_every=10**9)
+    last = run_all(tmp_path / "r", config)[-1]
+    assert isinstance(last, Validation)
+    assert 1.2 <= last.seconds < 4
+    log = [r for r in run.read_log(tmp_path / "r") if r["kind"] == "train"]
+    assert log[-1]["learning_rate"] < 1e-2 * config.train.learning_rate
+
+
+def test_a_finished_run_can_be_trained_longer(tmp_path):
+    run_all(tmp_path / "r")
+    assert run_all(tmp_path / "r", resume=True) == []
+    assert run_all(tmp_path / "r", small_config(iterations=14), resume=True)[-1].step == 14
+
+
+def refused(out, **options):
+    with pytest.raises(UserError) as error:
+        run_all(out, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "exists already: go on with --resume" in refused(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_needs_a_checkpoint(tmp_path):
+    assert "holds no checkpoint" in refused(tmp_path / "nothing", resume=True)
+
+
+def test_a_run_can_be_resumed_from_its_first_moment(tmp_path):
+    run_all(tmp_path / "whole")
+    records = train(small_config(), tmp_path / "r", data=data_set(), device="cpu")
+    next(records)
+    records.close()  # before any checkpoint was due
+    assert checkpoint.read(checkpoint.newest(tmp_path / "r")).step == 0
+    run_all(tmp_path / "r", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "r")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"source": "other"}])
+def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
+    run_all(tmp_path / "r", stop=stop_after(1))
+    before = (tmp_path / "r" / "config.json").read_bytes()
+    assert f"with {next(iter(change))}" in refused(tmp_path / "r", config=small_config(**change), resume=True)
+    assert (tmp_path / "r" / "config.json").read_bytes() == before
+
+
+def test_other_images_under_the_same_name_are_noticed_when_resuming(tmp_path):
+    run_all(tmp_path / "r", stop=stop_after(1))
+    with pytest.raises(UserError, match="holds not the images"):
+        list(train(small_config(), tmp_path / "r", data=data_set(train=41), device="cpu", resume=True))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(UserError, match="no device 'cuda' on this machine; it has cpu"):
+        run.choose_device("cuda")
+
+
+def test_tensorboard_absent_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    assert "pip install 'draw[tensorboard]'" in refused(tmp_path / "r", tensorboard=True)
+
+
+def test_the_configuration_takes_the_size_of_the_images():
+    config = run.for_images(small_config(), data_set(height=9, width=4, channels=3, binarization="none"))
+    assert config.model.image_shape == (3, 9, 4)
+    assert config.data.binarization == "none"
+
+
+def test_colour_without_attention_trains_too(tmp_path):
+    config = small_config(read_n=None, write_n=None)
+    records = list(train(config, tmp_path / "r", data=data_set(channels=3), device="cpu"))
+    assert records[-1].step == 12

@@ -1,0 +1,152 @@
+"""Training in memory: it learns, it goes on exactly, it stops at the first value that is not finite."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from draw.config import TrainConfig
+from draw.distributions import Bernoulli
+from draw.evaluation import evaluate
+from draw.training import NonFiniteError, Trainer, learning_rate, schedule_fraction
+from small import data_set, small_config
+
+
+def trained(steps, config=None, data=None):
+    trainer = Trainer(config or small_config(), data or data_set())
+    for _ in range(steps):
+        trainer.train_step(0.0)
+    return trainer
+
+
+def assert_same_state(one, other):
+    for mine, theirs in ((one.state(), other.state()), (one.ema.state_dict(), other.ema.state_dict())):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert torch.equal(mine[name], theirs[name]), name
+
+
+@pytest.mark.parametrize(("n", "margin"), [(None, 12), (3, 3)])
+def test_sixteen_images_are_learned_in_seconds(n, margin):
+    data = data_set(train=16, height=8, width=8)
+    images = data.images["train"].float() / 255
+    mean = images.mean(0, keepdim=True).clamp(0.01, 0.99)
+    pixels_alone = Bernoulli().loss_x(images, mean.logit().expand_as(images)).mean()  # 34 nats: no latents used
+    sizes = {"height": 8, "width": 8, "enc_size": 32, "dec_size": 32, "read_n": n, "write_n": n}
+    settings = {"iterations": 300, "learning_rate": 1e-2, "warmup": 20, "batch_size": 16, "log_every": 60}
+    trainer = trained(300, small_config(**sizes, **settings), data)
+    same_images = dataclasses.replace(data, images=data.images | {"test": data.images["train"]})
+    assert evaluate(trainer.ema, same_images).bound_nats < pixels_alone - margin
+
+
+def test_the_same_seed_gives_the_same_bits():
+    assert_same_state(trained(5), trained(5))
+
+
+def test_another_seed_gives_other_weights():
+    one, other = trained(0), trained(0, small_config(seed=1))
+    assert not torch.equal(one.model.decoder.to_gates.weight, other.model.decoder.to_gates.weight)
+
+
+def test_going_on_from_a_state_is_never_having_stopped():
+    whole, part = trained(7), trained(4)
+    resumed = Trainer(small_config(), data_set())
+    resumed.load_state({k: v.clone() for k, v in part.state().items()}, part.ema.state_dict(), part.step)
+    for _ in range(3):
+        resumed.train_step(0.0)
+    assert_same_state(whole, resumed)
+
+
+def test_a_state_of_other_sizes_is_refused_by_name():
+    part = trained(1)
+    other = Trainer(small_config(z_size=3), data_set())
+    with pytest.raises(ValueError, match=r"adam\.exp_avg\.decoder\.to_gates\.weight is \(\d+, \d+\)"):
+        other.load_state(part.state(), part.ema.state_dict(), part.step)
+
+
+def test_noise_differs_from_step_to_step():
+    trainer = trained(0)
+    assert not torch.equal(trainer.model.noise(2, 0, "train", 0), trainer.model.noise(2, 0, "train", 1))
+
+
+def test_stochastic_binarization_is_fresh_at_every_step_and_the_same_when_asked_again():
+    trainer = Trainer(small_config(batch_size=16), data_set(train=16, binarization="stochastic", grey=True))
+    assert not torch.equal(trainer.batch(0).sort(0).values, trainer.batch(1).sort(0).values)
+    assert torch.equal(trainer.batch(1), trainer.batch(1))
+
+
+def test_the_averaged_weights_follow_the_recursion():
+    trainer = trained(0, small_config(ema_decay=0.5))
+    for step in range(1, 14):
+        before = trainer.ema.canvas0.clone()
+        trainer.train_step(0.0)
+        decay = min(0.5, step / (step + 10))
+        average = decay * before + (1 - decay) * trainer.model.canvas0
+        torch.testing.assert_close(trainer.ema.canvas0, average.detach())
+
+
+def test_the_first_step_is_as_long_as_the_learning_rate():
+    # Adam's first step is lr * sign(gradient) wherever the gradient is not negligible: its size must be lr.
+    trainer = trained(0, small_config(learning_rate=1e-2, warmup=1))
+    before = trainer.model.canvas0.clone()
+    trainer.train_step(0.0)
+    assert (trainer.model.canvas0 - before).abs().max().item() == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_the_gradient_norm_reported_is_the_one_before_clipping():
+    trainer = trained(1, small_config(clip_norm=1e-3, log_every=1))
+    assert trainer.metrics(1.0, 1.0).grad_norm > 1e-2
+
+
+def test_metrics_are_means_since_the_last_line():
+    one_by_one = trained(0, small_config(log_every=1))
+    bounds = []
+    for _ in range(4):
+        one_by_one.train_step(0.0)
+        bounds.append(one_by_one.metrics(1.0, 1.0).bound_nats)
+    four = trained(4, small_config(log_every=4)).metrics(1.0, 1.0)
+    assert four.bound_nats == pytest.approx(sum(bounds) / 4)
+    assert four.bound_nats == pytest.approx(four.loss_x_nats + four.loss_z_nats)
+    assert four.epoch == pytest.approx(4 * 8 / 40)
+
+
+@pytest.mark.parametrize("name", ["decoder.to_gates.weight", "canvas0"])
+def test_a_weight_that_is_not_finite_is_named_with_the_step(name):
+    trainer = trained(3)
+    with torch.no_grad():
+        dict(trainer.model.named_parameters())[name].view(-1)[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=f"step 3: weight {name} is not finite"):
+        trainer.train_step(0.0)
+
+
+def test_an_intermediate_that_is_not_finite_is_named_with_its_glimpse():
+    trainer = trained(2)
+    with torch.no_grad():
+        trainer.model.to_log_sigma.bias.fill_(100.0)  # finite, but exp(2 * 100) is not
+    with pytest.raises(NonFiniteError, match=r"step 2: .* is not finite"):
+        trainer.train_step(0.0)
+
+
+def test_nothing_is_updated_when_the_loss_is_not_finite():
+    trainer = trained(2)
+    with torch.no_grad():
+        trainer.model.canvas0.view(-1)[0] = float("inf")
+    before = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    with pytest.raises(NonFiniteError):
+        trainer.train_step(0.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.state().items())
+    assert trainer.step == 2
+
+
+def test_the_learning_rate_warms_up_then_falls_to_zero():
+    config = TrainConfig(iterations=1000, warmup=100, learning_rate=1.0)
+    assert learning_rate(config, 0, 0.0) == pytest.approx(0.01)
+    assert learning_rate(config, 49, 0.0) == pytest.approx(0.5, rel=0.01)
+    assert learning_rate(config, 500, 0.0) == pytest.approx(0.5)
+    assert learning_rate(config, 1000, 0.0) == pytest.approx(0.0)
+
+
+def test_a_schedule_in_minutes_follows_the_clock_and_not_the_steps():
+    config = TrainConfig(schedule_minutes=2.0, iterations=10)
+    assert schedule_fraction(config, 10_000, 60.0) == pytest.approx(0.5)
+    assert schedule_fraction(config, 0, 121.0) == 1.0
