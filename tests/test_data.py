@@ -81,6 +81,11 @@ def test_black_and_white_are_never_drawn_otherwise():
     torch.testing.assert_close(intensities(binary, "stochastic", seeded(0)), binary / 255.0, rtol=0, atol=0)
 
 
+def test_black_stays_black_at_the_smallest_random_number(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    assert not intensities(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), "stochastic", seeded(0)).any()
+
+
 def test_the_noise_comes_from_the_generator_alone():
     first = intensities(GREY, "stochastic", seeded(3))
     torch.manual_seed(1)
@@ -143,7 +148,8 @@ def test_binarization_is_resolved(save, images, asked, resolved):
 
 
 def test_static_binarization_is_drawn_once_by_the_data_seed(save):
-    source = save(grey_images(400))
+    grey = grey_images(400)
+    source = save(train=grey, valid=grey, test=grey)
     first, again = load(source, binarization="static"), load(source, binarization="static")
     other = load(source, binarization="static", data_seed=1)
     for split in ("train", "valid", "test"):

@@ -19,7 +19,7 @@ LAYERS = (
     ("attention", "published"),
     ("model", "pictures"),
     ("data", "objective", "checkpoint", "render"),
-    ("training", "evaluation", "figures"),
+    ("training", "evaluation", "figures", "curves"),
     ("run",),
     ("progress",),
     ("verbs",),

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,21 @@ def read_folder(
             raise UserError(f"no file of {folder}{'' if len(splits) == 1 else f', split {split},'} can be read")
     colour = any(picture.ndim == 3 for kept in pictures.values() for picture in kept)
     return Arrays({split: _stacked(kept, colour) for split, kept in pictures.items()}, notes=notes)
+
+
+def read_files(paths: Sequence[Path], channels: int, height: int, width: int) -> Images:
+    """Some picture files, each cropped about its middle to one shape, resized, and turned grey or RGB.
+
+    Raises:
+        UserError: Naming the first file that cannot be read.
+    """
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(_picture(path, (height, width), grey=channels == 1))
+        except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+            raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+    return _stacked(pictures, colour=channels == 3)
 
 
 def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:

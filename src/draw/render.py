@@ -1,4 +1,4 @@
-"""Pictures of arrays and Traces: contact sheets, animations, reconstructions, curves.
+"""Pictures of arrays and Traces: contact sheets, animations, reconstructions.
 
 Grey images are shown as the data are, ink white on black; pixels are scaled by repetition, never smoothed. An image
 coordinate g, which counts from 0 at a pixel's centre, is (g + 1/2) * scale on the screen.
@@ -7,9 +7,9 @@ coordinate g, which counts from 0 at a pixel's centre, is (g + 1/2) * scale on t
 import contextlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from draw.errors import UserError
 from draw.filterbank import rectangle
 from draw.types import Trace, Window
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 Colour = tuple[int, int, int]
 Cell = UInt8[np.ndarray, "y x 3"]  # one image on the screen
 Cells = UInt8[np.ndarray, "n y x 3"]
@@ -32,7 +29,6 @@ GROUND: Colour = (36, 37, 42)  # between the images; an empty canvas is darker
 TEXT: Colour = (172, 174, 182)
 WRITE: Colour = (255, 66, 54)  # windows: red writes, green reads
 READ: Colour = (52, 211, 96)
-Record = Mapping[str, Any]  # a line of metrics.jsonl
 
 SUFFIXES = (".gif", ".webp", ".png")
 
@@ -117,7 +113,7 @@ def save_animation(
         options |= {"format": "WEBP", "lossless": True, "quality": 60, "method": 4}
     else:
         options |= {"format": "PNG"}
-    _write(path, lambda file: frames[0].save(file, append_images=frames[1:], **options))
+    write_whole(path, lambda file: frames[0].save(file, append_images=frames[1:], **options))
 
 
 def reconstructions(
@@ -171,40 +167,7 @@ def save_png(image: Image.Image, path: Path) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    _write(path, lambda file: image.save(file, format="PNG", optimize=True))
-
-
-def curves(records: Iterable[Record], path: Path, title: str) -> None:
-    """Plot the records of a run's metrics.jsonl to a PNG: the bound, and the two parts it is made of.
-
-    The axes leave out the spike of the first steps: they end at the 95th percentile, and say what is cut off.
-
-    Args:
-        records: Records of kind train and valid; those of other kinds are passed over.
-        path: The PNG; its folder is made if need be.
-        title: The headline, such as the run's name.
-
-    Raises:
-        UserError: If there is nothing to plot, or the file cannot be written.
-    """
-    from matplotlib.figure import Figure  # slow to import, and only needed here
-
-    records = list(records)
-    train = [r for r in records if r["kind"] == "train"]
-    valid = [r for r in records if r["kind"] == "valid"]
-    if not train and not valid:
-        raise UserError(f"cannot plot {title}: no training has been recorded yet")
-    figure = Figure(figsize=(8, 6), dpi=125, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    _plot(above, train, valid, {"bound_nats": ("bound", "#3b6ea8")})
-    parts = {"loss_x_nats": ("reconstruction\nloss_x", "#2f8f6b"), "loss_z_nats": ("KL\nloss_z", "#b5702a")}
-    _plot(below, train, valid, parts)
-    _mark_best(above, valid)
-    above.set_title(title, loc="left")
-    above.set_title("lines: training, circles: validation", loc="right", fontsize=8, color="0.45")
-    above.margins(x=0.02)
-    below.set_xlabel("minutes of training")
-    _write(path, lambda file: figure.savefig(file, format="png"))
+    write_whole(path, lambda file: image.save(file, format="PNG", optimize=True))
 
 
 # The parts, shared with figures.py
@@ -348,59 +311,12 @@ def _palette(frames: Sequence[Image.Image]) -> Image.Image:
     return palette
 
 
-def _plot(axes: "Axes", train: Sequence[Record], valid: Sequence[Record], lines: Mapping[str, tuple[str, str]]) -> None:
-    # Training as lines, faint behind their running mean and named at their ends; validation as hollow markers.
-    seen: list[np.ndarray] = []
-    for key, (label, colour) in lines.items():
-        ends = []
-        if train:
-            minutes, values = _series(train, key)
-            reach = len(values) // 100
-            smooth = np.convolve(np.pad(values, reach, "edge"), np.ones(2 * reach + 1) / (2 * reach + 1), "valid")
-            axes.plot(minutes, values, color=colour, linewidth=0.8, alpha=0.3)
-            axes.plot(minutes, smooth, color=colour, marker="o" if len(values) == 1 else "")
-            ends += [smooth, values]
-        if valid:
-            minutes, values = _series(valid, key)
-            axes.plot(minutes, values, "o", color=colour, markerfacecolor="white", markersize=4)
-            ends.append(values)
-        axes.text(1.02, ends[0][-1], label, transform=axes.get_yaxis_transform(), color=colour, va="center")
-        seen += ends
-    highest, top = max(values.max() for values in seen), max(np.percentile(values, 95) for values in seen)
-    bottom = min(values.min() for values in seen) if len(lines) == 1 else 0.0
-    room = 0.12 * (top - bottom) or 1.0
-    axes.set_ylim(bottom - room * (len(lines) == 1), top + room)
-    if highest > top + room:
-        note = f"cut off above, up to {highest:.0f}"
-        axes.text(1, 1, note, transform=axes.transAxes, ha="right", va="top", fontsize=8, color="0.45")
-    axes.set_ylabel("nats per image")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
+def write_whole(path: Path, save: Callable[[IO[bytes]], object]) -> None:
+    """Have `save` write a file that appears under its name only when it is complete; its folder is made if need be.
 
-
-def _mark_best(axes: "Axes", valid: Sequence[Record]) -> None:
-    if not valid:
-        return
-    best = min(valid, key=lambda r: r["bound_nats"])
-    error = f" ± {best['bound_se']:.1f}" if best.get("bound_se") else ""
-    place = best["seconds"] / 60, best["bound_nats"]
-    axes.plot(*place, "o", color="#3b6ea8", markersize=6)
-    axes.annotate(
-        f"best validation bound {best['bound_nats']:.1f}{error}",
-        place,
-        xytext=(0, -9),
-        textcoords="offset points",
-        ha="right" if place[0] > sum(axes.get_xlim()) / 2 else "left",
-        va="top",
-    )
-
-
-def _series(records: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([r["seconds"] for r in records]) / 60, np.array([r[key] for r in records])
-
-
-def _write(path: Path, save: Callable[[IO[bytes]], object]) -> None:
+    Raises:
+        UserError: If the file cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -178,15 +178,18 @@ def reconstruct(options: Any) -> None:
     from draw.evaluation import spread
     from draw.noise import seeded
     from draw.objective import losses
+    from draw.pictures import read_files
 
     checkpoint, model = _load_model(options)
     if options.images:
-        data = None
-        raise NotImplementedError
-    data = _data_for(checkpoint, options)
-    images = data.images[options.split]
-    x = intensities(images[spread(len(images), options.n)], data.binarization, seeded(options.seed, "binarize"))
-    x = x.to(model.canvas0)
+        images = torch.from_numpy(read_files(options.images, *model.config.image_shape))
+        # A model of binary pixels is shown binary pixels.
+        binarization = "none" if checkpoint.config.data.binarization == "none" else "stochastic"
+    else:
+        data = _data_for(checkpoint, options)
+        binarization = data.binarization
+        images = data.images[options.split][spread(len(data.images[options.split]), options.n)]
+    x = intensities(images, binarization, seeded(options.seed, "binarize")).to(model.canvas0)
     with torch.no_grad():
         drawing = model(model.noise(len(x), options.seed, "reconstruct"), x, trace=True)
         measured = losses(x, drawing, model.likelihood)
@@ -253,10 +256,10 @@ def figure(options: Any) -> None:
 
 
 def curve(options: Any) -> None:
-    from draw import render, run
+    from draw import curves, run
 
     records = run.read_log(options.run)
-    render.curves(records, options.out, title=options.run.resolve().name)
+    curves.curve(records, options.out, title=options.run.resolve().name)
     _written({"curve": str(options.out)}, options)
 
 
