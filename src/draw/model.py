@@ -4,7 +4,7 @@ One step function serves training, reconstruction, generation and animation. Not
 it runs: the state is passed by hand, noise is an argument, and every intermediate is an output for who asks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import ModelConfig
 from draw.distributions import Bernoulli, StandardNormal, kl, rsample
 from draw.noise import seeded
-from draw.types import Drawing, Gaussian, Latent, State, Trace
+from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Write
 
 
 class LSTM(nn.Module):
@@ -54,13 +54,17 @@ def stack(values: Sequence[Any]) -> Any:
 class DRAW(nn.Module):
     """The network: read, encode, sample, decode, write, T times over.
 
-    Each piece can be replaced after construction by another of the same interface (`draw.types`): `read`, `encoder`,
-    `prior`, `decoder`, `write`, `likelihood`.
+    Each piece is the paper's unless another with the same interface (`draw.types`) is given.
 
     Args:
         config: The sizes.
         mean_pixel: Mean intensity of the training images; the canvas starts at its logit.
         seed: Seed of the initial weights.
+        read: Eq. 4; by default with or without attention as the configuration says.
+        write: Eq. 8; likewise.
+        cell: Makes the encoder's and the decoder's recurrent cell from an input size and a size (eqs. 5, 7).
+        prior: P(Z_t) of eq. 10.
+        likelihood: D of eq. 9.
 
     Example:
         >>> model = DRAW(ModelConfig(height=8, width=8, steps=4, enc_size=16, dec_size=16, z_size=3))
@@ -68,20 +72,31 @@ class DRAW(nn.Module):
         torch.Size([5, 1, 8, 8])
     """
 
-    def __init__(self, config: ModelConfig, *, mean_pixel: float = 0.5, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        mean_pixel: float = 0.5,
+        seed: int = 0,
+        read: Read | None = None,
+        write: Write | None = None,
+        cell: Callable[[int, int], Cell] = LSTM,
+        prior: Prior | None = None,
+        likelihood: Likelihood | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        shape, e, d = config.image_shape, config.enc_size, config.dec_size
+        shape, e, d, r, w = config.image_shape, config.enc_size, config.dec_size, config.read_n, config.write_n
         with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global generator
             torch.manual_seed(seed)
-            self.read = FullRead(*shape) if config.read_n is None else AttentiveRead(config.read_n, d, *shape)
-            self.encoder = LSTM(self.read.features + d, e)
+            self.read = read or (FullRead(*shape) if r is None else AttentiveRead(r, d, *shape))
+            self.encoder = cell(self.read.features + d, e)
             self.to_mu = nn.Linear(e, config.z_size)
             self.to_log_sigma = nn.Linear(e, config.z_size)
-            self.prior = StandardNormal(config.z_size)
-            self.decoder = LSTM(config.z_size, d)
-            self.write = FullWrite(d, *shape) if config.write_n is None else AttentiveWrite(config.write_n, d, *shape)
-            self.likelihood = Bernoulli()
+            self.prior = prior or StandardNormal(config.z_size)
+            self.decoder = cell(config.z_size, d)
+            self.write = write or (FullWrite(d, *shape) if w is None else AttentiveWrite(w, d, *shape))
+            self.likelihood = likelihood or Bernoulli()
         self.h_enc0, self.s_enc0 = nn.Parameter(torch.zeros(e)), nn.Parameter(torch.zeros(e))
         self.h_dec0, self.s_dec0 = nn.Parameter(torch.zeros(d)), nn.Parameter(torch.zeros(d))
         self.canvas0 = nn.Parameter(torch.full(shape, self.likelihood.canvas_of(mean_pixel)))
