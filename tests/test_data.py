@@ -459,10 +459,10 @@ def test_without_a_train_folder_all_pictures_are_one_split(folder):
 
 
 def test_a_folder_is_grey_if_all_its_pictures_are(folder):
-    sixteen = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
+    sixteen = Image.fromarray(np.full((4, 4), 0xFFFF, np.uint16))
     found = pictures.read_folder(folder({"a.png": (4, 4), "b.png": Image.new("1", (4, 4), 1), "c.png": sixteen}))
     assert found.images["train"].shape == (3, 1, 4, 4)
-    assert found.images["train"][:, 0, 0, 0].tolist() == [100, 255, 0x80]
+    assert found.images["train"][:, 0, 0, 0].tolist() == [100, 255, 255]
 
 
 def test_one_colour_picture_makes_a_folder_colour(folder):

@@ -3,8 +3,7 @@
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from draw.config import TrainConfig
 from draw.run import Validation
@@ -17,11 +16,12 @@ class TrainingProgress:
     Args:
         config: Of the run: its schedule decides how much there is to do.
         minutes: The call's own limit, if any.
-        begun: Seconds of training before this call.
+        step: Steps taken before this call.
+        seconds: Of training before this call.
     """
 
-    def __init__(self, config: TrainConfig, minutes: float | None, begun: float) -> None:
-        self.config, self.minutes, self.begun = config, minutes, begun
+    def __init__(self, config: TrainConfig, minutes: float | None, step: int, seconds: float) -> None:
+        self.config, self.minutes, self.begun = config, minutes, seconds
         self.console = Console(stderr=True)
         self.valid = ""
         self.live = Progress(
@@ -29,12 +29,15 @@ class TrainingProgress:
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:.0f}%"),
             TextColumn("{task.fields[text]}"),
-            _Eta(),
+            TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
             expand=True,
+            speed_estimate_period=600,  # log lines may be a minute apart
         )
-        self.task = self.live.add_task("train", total=1.0, step="step 0", text="first steps")
+        done = self.fraction(step, seconds)
+        begun = {"step": f"step {step:,}", "text": "first steps"}
+        self.task = self.live.add_task("train", total=1.0, completed=done, **begun)  # type: ignore[arg-type]  # any number
 
     def __enter__(self) -> "TrainingProgress":
         self.live.start()
@@ -43,10 +46,10 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def fraction(self, record: Metrics | Validation) -> float:
+    def fraction(self, step: int, seconds: float) -> float:
         """How much of this call's work is done, in [0, 1]."""
-        scheduled = schedule_fraction(self.config, record.step, record.seconds)
-        return max(scheduled, (record.seconds - self.begun) / (60 * self.minutes) if self.minutes else 0.0)
+        scheduled = schedule_fraction(self.config, step, seconds)
+        return max(scheduled, (seconds - self.begun) / (60 * self.minutes) if self.minutes else 0.0)
 
     def show(self, record: Metrics | Validation) -> None:
         """Show one record."""
@@ -59,23 +62,16 @@ class TrainingProgress:
         rate = f"{record.images_per_second:.0f} images/s · gradient {record.grad_norm:.0f}"
         if self.console.is_terminal:
             text = f"{parts}{self.valid} · {rate}"
-            self.live.update(self.task, completed=self.fraction(record), step=f"step {record.step:,}", text=text)
+            self.live.update(
+                self.task, completed=self.fraction(record.step, record.seconds), step=f"step {record.step:,}", text=text
+            )
         else:
-            done = f"{100 * self.fraction(record):.0f}%"
+            done = f"{100 * self.fraction(record.step, record.seconds):.0f}%"
             minutes = f"{record.seconds / 60:.1f} min"
             self._line(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
-
-
-class _Eta(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        if task.elapsed is None or task.completed <= 0:
-            return Text("")
-        start = task.fields.setdefault("start", task.completed)  # a resumed run does not begin at 0
-        left = task.elapsed * (1 - task.completed) / max(task.completed - start, 1e-9) if task.completed > start else 0
-        return Text(f"{int(left) // 60}:{int(left) % 60:02d} left") if left else Text("")
 
 
 def bar(title: str) -> Any:

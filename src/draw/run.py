@@ -80,8 +80,8 @@ def train(
     """
     config = preset(config) if isinstance(config, str) else config
     out = Path(out)
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already: go on with --resume, or choose another --out")
+    if not resume:
+        require_unused(out)
     found = resumable(out) if resume else None
     data = data or load_data(config.data, data_dir)
     config = for_images(config, data)
@@ -266,6 +266,16 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return [strict_json(line, str(path)) for line in lines if line.endswith("\n")]
+
+
+def require_unused(out: Path) -> None:
+    """Check that nothing would be overwritten in a new run's folder.
+
+    Raises:
+        UserError: If something is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already: go on with --resume, or choose another --out")
 
 
 def resumable(out: Path) -> checkpoint.Checkpoint:

@@ -33,7 +33,8 @@ def train(options: Any) -> None:
     from draw.progress import TrainingProgress
     from draw.training import schedule_fraction
 
-    config, out = _training_config(options)
+    config, out, found = _training_config(options)
+    step, seconds = (found.step, found.seconds) if found else (0, 0.0)
     data = _load(config.data, options)
     for name, size in zip(("channels", "height", "width"), data.shape, strict=True):
         if name in options and getattr(options, name) != size:
@@ -42,18 +43,17 @@ def train(options: Any) -> None:
         iterations = math.ceil(options.epochs * len(data.images["train"]) / config.train.batch_size)
         config = config.replace(iterations=iterations, schedule_minutes=None)
 
-    before = run.resumable(out) if options.resume else None
     stop = _StopSignals()
     records = run.train(
         config, out, data=data, device=options.device, resume=options.resume, minutes=options.minutes,
         stop=lambda: stop.received, tensorboard=options.tensorboard,
     )  # fmt: skip
     last: Any = None
-    with stop, TrainingProgress(config.train, options.minutes, before.seconds if before else 0.0) as progress:
+    with stop, TrainingProgress(config.train, options.minutes, step, seconds) as progress:
         for last in records:
             progress.show(last)
-    reached = last or before
-    finished = reached is not None and schedule_fraction(config.train, reached.step, reached.seconds) >= 1
+            step, seconds = last.step, last.seconds
+    finished = schedule_fraction(config.train, step, seconds) >= 1
     if last is None and finished:
         print(f"draw: {out} is finished; train it longer with --iterations or --schedule-minutes", file=sys.stderr)
     else:
@@ -62,37 +62,39 @@ def train(options: Any) -> None:
         _print_json(dataclasses.asdict(last) | {"out": str(out), "finished": finished})
 
 
-def _training_config(options: Any) -> tuple[RunConfig, Path]:
-    """The configuration and the folder that a `draw train` command line means."""
-    from draw.run import resumable
+def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]":
+    """What a `draw train` command line means: the configuration, the folder, the checkpoint to go on from."""
+    from draw import run
 
-    if options.resume:
-        if options.out is None and options.config is None:
-            raise UserError("--resume needs the run's folder: --out DIR")
-        out = options.out or Path("runs") / options.config
-        config = resumable(out).config
-    elif options.config is None:
+    if options.config is None and not options.resume:
         raise UserError(f"name what to train: {', '.join(PRESETS)}; or a config.json")
+    if options.config is None and options.out is None:
+        raise UserError("--resume needs the run's folder: --out DIR")
+    out = options.out or Path("runs") / Path(options.config).stem
+    found = run.resumable(out) if options.resume else None
+    if found:
+        config = found.config
     elif options.config.endswith(".json"):
-        path = Path(options.config)
         try:
-            config = from_json(RunConfig, path.read_text(encoding="utf-8"), str(path))
+            config = from_json(RunConfig, Path(options.config).read_text(encoding="utf-8"), options.config)
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-        out = options.out or Path("runs") / path.stem
+            raise UserError(f"{options.config} cannot be read: {error}") from error
     else:
         config = preset(options.config)
-        out = options.out or Path("runs") / options.config
+    if not options.resume:
+        run.require_unused(out)
     given = {
         name: value
         for section in (TrainConfig, DataConfig, ModelConfig)
         for name, value in _given(options, section).items()
     }
+    if options.epochs and "iterations" in given:
+        raise UserError("give either --epochs or --iterations")
     if "source" in given and "binarization" not in given:
         given["binarization"] = "auto"
     if "iterations" in given:
         given.setdefault("schedule_minutes", None)
-    return config.replace(**given), out
+    return config.replace(**given), out, found
 
 
 class _StopSignals:

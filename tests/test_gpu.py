@@ -1,0 +1,35 @@
+"""On a CUDA device: the same numbers as on the CPU."""
+
+import pytest
+import torch
+
+from draw.config import ModelConfig
+from draw.evaluation import evaluate
+from draw.model import DRAW
+from draw.objective import losses
+from draw.training import Trainer
+from small import data_set, small_config
+from tiny import inputs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"read_n": None, "write_n": None}])
+def test_a_cuda_device_agrees_with_the_cpu(sizes):
+    model = DRAW(ModelConfig(steps=8, **sizes))
+    eps, x = inputs(model, 16)
+    here = losses(x, model(eps, x), model.likelihood).bound
+    model = model.cuda()
+    there = losses(x.cuda(), model(eps.cuda(), x.cuda()), model.likelihood).bound
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-4)
+
+
+def test_training_and_measuring_run_on_the_device():
+    trainer = Trainer(small_config(), data_set(), "cuda")
+    for _ in range(3):
+        trainer.train_step(0.0)
+    assert trainer.model.canvas0.is_cuda
+    assert evaluate(trainer.ema, trainer.data).images == 13
