@@ -4,13 +4,14 @@ from draw.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from draw.errors import UserError, nearest
 
 PRESETS = {
+    # Three minutes on two CPU cores. Its windows are larger than the paper's: they learn several times sooner.
     "demo": RunConfig(
-        model=ModelConfig(steps=12, enc_size=128, dec_size=128, z_size=32, read_n=4, write_n=6),
+        model=ModelConfig(steps=10, enc_size=128, dec_size=128, z_size=32, read_n=8, write_n=10),
         data=DataConfig(source="glyphs"),
         train=TrainConfig(
             batch_size=64,
             schedule_minutes=3.0,
-            learning_rate=3e-3,
+            learning_rate=6e-3,
             warmup=100,
             ema_decay=0.995,
             log_every=20,

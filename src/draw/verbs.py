@@ -163,7 +163,8 @@ def sample(options: Any) -> None:
     written = {}
     if options.animate:
         frames = render.animation(drawing.trace, show, write_n=model.config.write_n, initial=model.canvas0)
-        render.save_animation(frames, options.animate)
+        pace = min(max(4_000 // len(frames), 50), 250)  # about four seconds, whatever T
+        render.save_animation(frames, options.animate, milliseconds=pace)
         written["animation"] = str(options.animate)
     if options.out or not options.animate:
         out = options.out or Path("samples.png")
