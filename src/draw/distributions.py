@@ -68,6 +68,6 @@ class Bernoulli(nn.Module):
     def loss_x(self, x: Float[Tensor, "b c h w"], canvas: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         r""":math:`L^x = -\log D(x | c_T) = \sum \operatorname{softplus}(c) - x c` (eq. 9), nats, per image.
 
-        Never forms log(sigmoid(c)), so it is exact for logits of any size.
+        Never forms log(sigmoid(c)), so it is finite and accurate for logits of any size.
         """
         return (softplus(canvas) - x * canvas).flatten(1).sum(1)
