@@ -7,6 +7,7 @@ import io
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -113,9 +114,19 @@ def test_the_next_mirror_is_tried_when_one_fails(toy, server, tmp_path, broken):
 def test_a_mirror_that_stalls_is_given_up(toy, server, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "TIMEOUT", 0.2)
     server.files["/one/toy.bin"] = release = threading.Event()
+    start = time.monotonic()
     sources.get("toy", tmp_path)
     release.set()
+    assert time.monotonic() - start < 8  # the server itself hangs up after 10
     assert (tmp_path / "toys" / "toy.bin").read_bytes() == BODY
+
+
+def test_an_endless_body_is_given_up_soon(toy, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK", len(BODY))
+    server.files["/one/toy.bin"] = BODY * 50
+    calls = []
+    sources.get("toy", tmp_path, lambda done, total: calls.append(done))
+    assert len(calls) <= 4  # two chunks of the endless body, then the good one
 
 
 def test_a_wrong_checksum_names_the_file_both_sums_and_leaves_nothing(toy, server, tmp_path):
@@ -399,6 +410,14 @@ def test_damaged_published_files_give_one_line(tmp_path, shared_data):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=where):
             published.read("mnist", tmp_path)
+
+
+def test_a_truncated_published_file_is_told_by_its_size(tmp_path, shared_data):
+    path = tmp_path / "omniglot" / "omniglot_28x28.npz"
+    path.parent.mkdir()
+    path.write_bytes((shared_data / "omniglot" / path.name).read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"is damaged: it has 1,000 bytes instead of 4,041,889; run"):
+        published.read("omniglot", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["binarized-mnist", "omniglot"])
