@@ -142,6 +142,15 @@ def test_a_finished_run_can_be_trained_longer(tmp_path):
     assert run_all(tmp_path / "r", small_config(iterations=14), resume=True)[-1].step == 14
 
 
+def test_log_lines_are_means_also_after_a_run_that_ended_between_two(tmp_path):
+    run_all(tmp_path / "r", small_config(iterations=19, log_every=10))
+    run_all(tmp_path / "r", small_config(iterations=20, log_every=10), resume=True)
+    logged = [r for r in run.read_log(tmp_path / "r") if r["kind"] == "train"]
+    assert [r["step"] for r in logged] == [10, 19, 20]
+    # The last is of one step: divided by ten it would be a tenth.
+    assert logged[2]["bound_nats"] == pytest.approx(logged[1]["bound_nats"], rel=0.4)
+
+
 def refused(out, **options):
     with pytest.raises(UserError) as error:
         run_all(out, **options)

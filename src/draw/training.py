@@ -69,7 +69,9 @@ class Trainer:
         self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
-        self._sums = torch.zeros(4, dtype=torch.float64)  # bound, loss_x, loss_z, grad_norm since the last log line
+        self._sums = torch.zeros(
+            5, dtype=torch.float64
+        )  # steps, bound, loss_x, loss_z, grad_norm since the last log line
         for parameter in self.model.parameters():  # so that the state has the same tensors before the first step
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(0.0),
@@ -99,7 +101,7 @@ class Trainer:
         self.optimizer.zero_grad()
         bound.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        values = torch.stack([bound, loss_x, loss_z, grad_norm]).detach().double().cpu()
+        values = torch.stack([torch.ones_like(bound), bound, loss_x, loss_z, grad_norm]).detach().double().cpu()
         if not values.isfinite().all():
             raise NonFiniteError(f"step {self.step}: {first_non_finite(self.model, eps, x)} is not finite")
 
@@ -122,10 +124,9 @@ class Trainer:
         return schedule_fraction(self.config.train, self.step, seconds) >= 1
 
     def metrics(self, seconds: float, images_per_second: float) -> Metrics:
-        """Means since the last call, of every `log_every` steps."""
+        """Means since the last call."""
         config = self.config.train
-        steps = (self.step - 1) % config.log_every + 1
-        bound, loss_x, loss_z, grad_norm = (self._sums / steps).tolist()
+        _, bound, loss_x, loss_z, grad_norm = (self._sums / self._sums[0]).tolist()
         self._sums.zero_()
         return Metrics(
             step=self.step,
