@@ -91,6 +91,35 @@ def test_a_damaged_description_is_refused(saved, text):
     assert "checkpoint.json" in refused(path)
 
 
+@pytest.mark.parametrize(
+    "change", [{"step": "x"}, {"step": -5}, {"seconds": None}, {"info": None}, {"sha256": []}, {"more": 1}]
+)
+def test_a_description_with_a_wrong_value_is_refused(saved, change):
+    path, _ = saved
+    description = json.loads((path / checkpoint.DESCRIPTION).read_text()) | change
+    (path / checkpoint.DESCRIPTION).write_text(json.dumps(description))
+    assert "is damaged" in refused(path)
+
+
+def test_newest_is_by_number_and_not_by_text(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / checkpoint.DESCRIPTION).touch()
+    assert checkpoint.newest(tmp_path).name == "step-100000000"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_no_rubbish(saved, monkeypatch):
+    path, model = saved
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device; the checkpoint before it is kept"):
+        checkpoint.save(path.with_name("step-00000008"), small_config(), step=8, seconds=1.0, model=model.state_dict())
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 def test_weights_of_another_size_are_refused_by_name(tmp_path):
     model = DRAW(small_config(z_size=3).model)
     path = tmp_path / "best-00000001"

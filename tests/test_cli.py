@@ -72,7 +72,7 @@ def seen(path):
 
 def test_train_leaves_a_run_folder(place):
     names = {path.name for path in (place / "run").iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert names - {".lock"} == {"config.json", "metrics.jsonl", "checkpoints", "samples"}
     assert json.loads((place / "run" / "config.json").read_text())["model"]["height"] == 8
 
 
@@ -109,7 +109,7 @@ def test_a_configuration_file_trains_the_same(draw, place, tmp_path):
 
 def test_the_wrong_size_of_images_is_refused(refused, place, tmp_path):
     line = refused("train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", "--height", "28")
-    assert "--height 28, but the images of" in line
+    assert "height is 28, but the images of" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -269,11 +269,15 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["train", "demo", "--minutes", "-1"], "expected a positive number, got '-1'"),
         (["train", "demo", "--device", "gpux"], "unknown --device 'gpux'; choose one of auto, cpu, cuda, mps"),
         (["train", "nothing.json"], "nothing.json cannot be read"),
+        (["train", "demo", "--seed", str(2**63)], "seed must be from 0 to 2**63 - 1"),
+        (["train", "demo", "--iterations", "5", "--epochs", "2"], "give one of --iterations, --epochs"),
+        (["train", "demo", "--batch-size", str(10**12)], "batch_size must be at most 1,000,000"),
+        (["data", "preview", "x", "--size", "²"], "size must be SIDE or HEIGHTxWIDTH"),
         (["train", "--resume"], "--resume needs the run's folder: --out DIR"),
         (["evaluate", "nothing"], "no model 'nothing'"),
         (["evaluate"], "the following arguments are required: MODEL"),
         (["sample", "nothing", "-n", "0"], "expected a whole number, at least 1, got '0'"),
-        (["figure", "2", "nothing"], "unknown 1|3|6|7 '2'"),
+        (["figure", "2", "nothing"], "unknown figure '2'"),
         (["info"], "give either a MODEL or --preset NAME"),
         (["data", "get", "mnits"], "did you mean 'mnist'?"),
         (["curve", "nothing"], "metrics.jsonl cannot be read"),
@@ -297,6 +301,43 @@ def test_data_of_another_size_than_the_model_is_refused(refused, place):
 def test_a_run_that_exists_is_not_overwritten(refused, place):
     line = refused("train", "demo", "--data", place / "small.npz", "--out", place / "run")
     assert "exists already: go on with --resume, or choose another --out" in line
+
+
+def test_pictures_are_only_written_to_pngs(refused, place, tmp_path):
+    log = (place / "run" / "metrics.jsonl").read_bytes()
+    assert "the name must end in .png" in refused("curve", place / "run", "--out", place / "run" / "metrics.jsonl")
+    assert "the name must end in .png" in refused("sample", place / "run", "--out", tmp_path / "s.jpg")
+    assert (place / "run" / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_place_that_cannot_be_written_is_one_line(refused, place):
+    start = ["train", "demo", "--data", place / "small.npz", *SMALL, "--out"]
+    assert "/proc/x" in refused(*start, "/proc/x")
+    assert "config.json" in refused(*start, place / "run" / "config.json" / "below")
+    assert "too long" in refused(*start, place / ("x" * 300))
+
+
+@pytest.mark.parametrize("order", ["nhwc", "fortran"])
+def test_arrays_in_any_order_of_memory_train(draw, tmp_path, order):
+    images = data_set(height=8, width=6).images["train"].numpy()
+    array = np.repeat(images, 3, axis=1).transpose(0, 2, 3, 1) if order == "nhwc" else np.asfortranarray(images[:, 0])
+    np.save(tmp_path / "a.npy", array)
+    result = draw(
+        "train", "demo", "--data", tmp_path / "a.npy", *SMALL, "--iterations", 2, "--out", tmp_path / "r", "--json"
+    )
+    assert json.loads(result)["step"] == 2
+
+
+def test_a_finished_run_still_answers_in_json(draw, place):
+    result = json.loads(draw("train", "--resume", "--out", place / "run", "--json"))
+    assert result == {"step": 8, "seconds": result["seconds"], "out": str(place / "run"), "finished": True}
+
+
+def test_a_run_works_from_another_folder(draw, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    draw("train", "demo", "--data", "small.npz", *SMALL, "--iterations", 2, "--out", tmp_path / "r")
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(draw("evaluate", "r", "--json"))["images"] == 13
 
 
 def test_results_go_to_stdout_and_progress_to_stderr(place):

@@ -178,7 +178,7 @@ def test_a_run_can_be_resumed_from_its_first_moment(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "r")
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"source": "other"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"data_seed": 5}])
 def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
     run_all(tmp_path / "r", stop=stop_after(1))
     before = (tmp_path / "r" / "config.json").read_bytes()
@@ -188,8 +188,42 @@ def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
 
 def test_other_images_under_the_same_name_are_noticed_when_resuming(tmp_path):
     run_all(tmp_path / "r", stop=stop_after(1))
-    with pytest.raises(UserError, match="holds not the images"):
+    with pytest.raises(UserError, match="are not those that it was begun with"):
         list(train(small_config(), tmp_path / "r", data=data_set(train=41), device="cpu", resume=True))
+
+
+def test_the_same_images_from_another_place_can_be_resumed(tmp_path):
+    run_all(tmp_path / "whole")
+    run_all(tmp_path / "r", stop=stop_after(5))
+    run_all(tmp_path / "r", small_config(source="moved"), resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "r")
+
+
+def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path):
+    first = train(small_config(), tmp_path / "r", data=data_set(), device="cpu")
+    next(first)
+    with pytest.raises(UserError, match="being trained by another process"):
+        run_all(tmp_path / "r", resume=True)
+    first.close()
+    assert run_all(tmp_path / "r", resume=True)[-1].step == 12
+
+
+def test_a_validation_that_is_not_finite_names_its_step(tmp_path, monkeypatch):
+    def diverged(*_):
+        raise NonFiniteError("the bound on the valid split is not finite")
+
+    monkeypatch.setattr(run, "evaluate", diverged)
+    with pytest.raises(NonFiniteError, match="step 4: the bound on the valid split is not finite"):
+        run_all(tmp_path / "r")
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"kind": "train", "step": 3}', '{"kind": "walk"}', "\xff"])
+def test_a_damaged_log_is_refused_by_its_line(tmp_path, line):
+    run_all(tmp_path / "r", stop=stop_after(2))
+    with (tmp_path / "r" / "metrics.jsonl").open("a", encoding="latin-1") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3"):
+        run.read_log(tmp_path / "r")
 
 
 def test_a_device_that_is_not_there_is_refused():

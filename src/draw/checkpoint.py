@@ -11,6 +11,7 @@ that whenever the machine stops, the newest complete checkpoint can be read. Not
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -101,23 +102,39 @@ def save(
     unfinished = path.parent / f".{path.name}.{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    sha256 = {}
-    for file, tensors in ((MODEL, model), (TRAINING, training)):
-        if tensors is not None:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished / file)
-            _flush(unfinished / file)
-            sha256[file] = _sha256(unfinished / file)
-    description = {"format": FORMAT, "config": to_dict(config), "step": step, "seconds": seconds}
-    description |= {"info": info or {}, "sha256": sha256}
-    write_text(unfinished / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False) + "\n")
-    _flush(unfinished)
-    unfinished.rename(path)
+    try:
+        _write_all(unfinished, config, step, seconds, model, training, info)
+        unfinished.rename(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
     _flush(path.parent)
 
     kind = path.name.partition("-")[0]
     for other in path.parent.iterdir():
         if other != path and other.name.startswith((f"{kind}-", f".{kind}-")):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _write_all(
+    folder: Path,
+    config: RunConfig,
+    step: int,
+    seconds: float,
+    model: dict[str, Tensor],
+    training: dict[str, Tensor] | None,
+    info: dict[str, Any] | None,
+) -> None:
+    sha256 = {}
+    for file, tensors in ((MODEL, model), (TRAINING, training)):
+        if tensors is not None:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / file)
+            _flush(folder / file)
+            sha256[file] = _sha256(folder / file)
+    description = {"format": FORMAT, "config": to_dict(config), "step": step, "seconds": float(seconds)}
+    description |= {"info": info or {}, "sha256": sha256}
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False) + "\n")
+    _flush(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -139,9 +156,12 @@ def read(path: Path) -> Checkpoint:
         description = strict_json(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
-    wanted = {"format", "config", "step", "seconds", "info", "sha256"}
-    if not isinstance(description, dict) or set(description) != wanted or description["format"] != FORMAT:
+    wanted = {"format": int, "config": dict, "step": int, "seconds": float, "info": dict, "sha256": dict}
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{file} is no checkpoint of format {FORMAT}, the one this version reads")
+    kinds = {key: type(value) for key, value in description.items()}
+    if kinds != wanted or description["step"] < 0 or not 0 <= description["seconds"] < math.inf:
+        raise UserError(f"{file} is damaged: expected {', '.join(wanted)}, each as it was written")
     config = from_dict(RunConfig, description["config"], f"{file}: config")
     return Checkpoint(
         path, config, description["step"], description["seconds"], description["info"], description["sha256"]
@@ -150,8 +170,8 @@ def read(path: Path) -> Checkpoint:
 
 def newest(run: Path, kind: str = "step") -> Path | None:
     """The newest complete checkpoint of a kind (`step` or `best`) in a run's folder."""
-    found = sorted(run.glob(f"checkpoints/{kind}-*/{DESCRIPTION}"))
-    return found[-1].parent if found else None
+    found = [path.parent for path in run.glob(f"checkpoints/{kind}-*/{DESCRIPTION}")]
+    return max(found, key=lambda path: (len(path.name), path.name), default=None)  # by number: names are padded with 0
 
 
 def find(model: str | Path) -> Checkpoint:
@@ -168,7 +188,7 @@ def find(model: str | Path) -> Checkpoint:
         return read(found)
     if path.is_dir():
         raise UserError(f"{path} holds no complete checkpoint")
-    beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    beside = [run.name for run in path.parent.iterdir() if newest(run)] if path.parent.is_dir() else []
     hint = f"; {nearest(path.name, beside)}" if beside else ""
     raise UserError(f"no model {str(model)!r}: not a run folder, not a checkpoint folder{hint}")
 

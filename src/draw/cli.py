@@ -6,6 +6,7 @@ PyTorch is imported by the verbs that need it, so that help is instant.
 import argparse
 import dataclasses
 import math
+import os
 import re
 import sys
 import types
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import draw
 from draw import verbs
 from draw.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, type_name
-from draw.errors import UserError, nearest
+from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
 FIGURES = ("1", "3", "6", "7")
@@ -53,15 +54,27 @@ def main(arguments: list[str] | None = None) -> int:
     if rest:
         options.parser.unknown(rest)
     try:
-        return options.verb(options) or 0
+        code = options.verb(options) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"draw: {error}", file=sys.stderr)
         return 2
-    except ArithmeticError as error:  # a loss that is no longer finite
-        print(f"draw: {error}; the last checkpoint is kept", file=sys.stderr)
+    except NonFiniteError as error:
+        print(f"draw: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"draw: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        print(f"draw: out of memory; ask for less at a time: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("draw: interrupted", file=sys.stderr)
         return 130
@@ -90,13 +103,13 @@ def build_parser() -> Parser:
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
     _common(train, seed=False)
     for section in (TrainConfig, DataConfig, ModelConfig):
-        _fields(train, section)
+        _fields(train, section, "the preset's")
 
     evaluate = verb("evaluate", verbs.evaluate, "measure the bound on a split, in nats")
     _model(evaluate)
     _common(evaluate, seed=False)
     _fields(evaluate, EvalConfig)
-    _fields(evaluate, DataConfig)
+    _fields(evaluate, DataConfig, "the model's")
 
     sample = verb("sample", verbs.sample, "draw new images")
     _model(sample)
@@ -114,7 +127,7 @@ def build_parser() -> Parser:
     reconstruct.add_argument("--split", default="test", choices=("train", "valid", "test"), help="default test")
     reconstruct.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a PNG")
     _common(reconstruct)
-    _fields(reconstruct, DataConfig)
+    _fields(reconstruct, DataConfig, "the model's")
 
     info = verb("info", verbs.info, "what a model is: configuration, parameters, training")
     info.add_argument("model", nargs="?", metavar="MODEL", help="a run's or a checkpoint's folder")
@@ -122,11 +135,12 @@ def build_parser() -> Parser:
     _common(info)
 
     figure = verb("figure", verbs.figure, "one of the paper's figures, from our own model and data")
-    figure.add_argument("number", choices=FIGURES, metavar="1|3|6|7", help="the figure's number in the paper")
+    figure.add_argument("number", choices=FIGURES, metavar="FIGURE", help="the figure's number in the paper")
     _model(figure)
-    figure.add_argument("-n", type=_count, default=8, help="rows; default 8")
+    figure.add_argument("-n", type=_count, default=8, help="rows of figures 1, 6 and 7; default 8")
     figure.add_argument("--out", type=Path, help="a PNG; default figure_NUMBER.png")
     _common(figure)
+    _fields(figure, DataConfig, "the model's")
 
     curve = verb("curve", verbs.curve, "plot a run: the bound and its two parts over time")
     curve.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
@@ -157,7 +171,7 @@ def _model(parser: Parser) -> None:
 
 def _common(parser: Parser, *, seed: bool = True) -> None:
     if seed:
-        parser.add_argument("--seed", type=int, default=0, help="default 0")
+        parser.add_argument("--seed", type=_seed, default=0, help="default 0")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default auto")
     parser.add_argument("--data-dir", type=Path, help="where data sets live; else DRAW_DATA, else the cache folder")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -169,8 +183,8 @@ def _pixels(parser: Parser) -> None:
     pixels.add_argument("--binary", action="store_true", help="draw each pixel, 0 or 1")
 
 
-def _fields(parser: Parser, section: type, leave_out: tuple[str, ...] = ()) -> None:
-    """A flag for every field of a section of the configuration; absent ones are left to the configuration."""
+def _fields(parser: Parser, section: type, owner: str = "", leave_out: tuple[str, ...] = ()) -> None:
+    """A flag for every field of a section; where absent, the value is the owner's, else the section's default."""
     hints = typing.get_type_hints(section)
     group = parser.add_argument_group(f"{section.__name__} ({_first_line(section)})")
     for field in dataclasses.fields(section):
@@ -179,7 +193,7 @@ def _fields(parser: Parser, section: type, leave_out: tuple[str, ...] = ()) -> N
         hint = hints[field.name]
         settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         flag = "--" + (field.metadata["flag"] or field.name).replace("_", "-")
-        help = f"{field.metadata['help']}; preset default {field.default}"
+        help = f"{field.metadata['help']}; default {owner or field.default}"
         if hint is bool:
             group.add_argument(flag, help=help, action=argparse.BooleanOptionalAction, **settings)
         elif typing.get_origin(hint) is typing.Literal:
@@ -218,6 +232,12 @@ def _positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -6,6 +6,7 @@ No array library is imported here, so that `draw --help` is instant.
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -26,6 +27,10 @@ def _option(default: Any, help: str, flag: str | None = None) -> Any:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _require_seed(name: str, seed: int) -> None:
+    _require(0 <= seed < 2**63, f"{name} must be from 0 to 2**63 - 1, got {seed}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class DataConfig:
             f"unknown binarization {self.binarization!r}; {nearest(self.binarization, choices)}",
         )
         _ = self.size_hw
+        _require_seed("data_seed", self.data_seed)
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -84,7 +90,7 @@ class DataConfig:
             return None
         parts = self.size.lower().split("x")
         _require(
-            len(parts) in (1, 2) and all(p.isdigit() and 1 <= int(p) <= 4096 for p in parts),
+            len(parts) in (1, 2) and all(p.isdecimal() and 1 <= int(p) <= 4096 for p in parts),
             f"size must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, got {self.size!r}",
         )
         return int(parts[0]), int(parts[-1])
@@ -110,8 +116,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "iterations", "log_every", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "warmup", "validation_images"):
+        for name in ("warmup", "validation_images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _require(self.batch_size <= 1_000_000, f"batch_size must be at most 1,000,000, got {self.batch_size}")
+        _require_seed("seed", self.seed)
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
@@ -134,8 +142,9 @@ class EvalConfig:
         _require(self.split in choices, f"unknown split {self.split!r}; {nearest(self.split, choices)}")
         for name in ("samples", "batch_size"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("importance_samples", "images", "seed"):
+        for name in ("importance_samples", "images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _require_seed("seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -243,7 +252,7 @@ def _checked(path: str, value: Any, hint: Any) -> Any:
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
                 return value
-        elif kind is float and type(value) in (int, float) and math.isfinite(value):
+        elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         elif type(value) is kind:
             return value

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from draw.errors import UserError
-from draw.render import write_whole
+from draw.render import require_png, write_whole
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl
 
@@ -27,6 +27,7 @@ def curve(records: Iterable[Record], path: Path, title: str) -> None:
     Raises:
         UserError: If there is nothing to plot, or the file cannot be written.
     """
+    require_png(path)
     records = list(records)
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]

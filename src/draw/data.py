@@ -67,7 +67,7 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
         UserError: If there is no such source, or it cannot be read; the message says what to do.
     """
     arrays = _complete(_read(config, data_dir, progress), config)
-    tensors = {split: torch.tensor(arrays.images[split]) for split in ("train", "valid", "test")}
+    tensors = {split: torch.tensor(arrays.images[split]).contiguous() for split in ("train", "valid", "test")}
     labels = {split: torch.tensor(numbers) for split, numbers in arrays.labels.items()}
     binarization: str = config.binarization
     if all(_two_valued(tensor) for tensor in tensors.values()):

@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake the user can fix. The command line prints its one line and exits with code 2."""
 
 
+class NonFiniteError(ArithmeticError):
+    """A value became infinite or not a number; the message names where."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error line about an unknown name: the nearest valid one, or all of them.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from draw.config import EvalConfig, ModelConfig
 from draw.data import DataSet, intensities
-from draw.errors import UserError
+from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW
 from draw.noise import seeded
 from draw.objective import log_weight, losses
@@ -22,7 +22,7 @@ class Evaluation:
     """A measurement over `images` images of a split, every one counted once. Nats per image, lower is better."""
 
     bound_nats: float  # L^x + L^z, an upper bound on -log p(x); mean over images and `samples` posterior samples
-    bound_se: float  # its standard error over images
+    bound_se: float | None  # its standard error over images; None of a single one
     loss_x_nats: float
     loss_z_nats: float
     kl_per_glimpse_nats: list[float]
@@ -62,7 +62,7 @@ def evaluate(
     """The bound of a model on a split of a data set, and with `importance_samples` the estimate with K samples.
 
     Memory is bounded by `config.batch_size` image-samples, whatever the number of samples. All noise is a function of
-    `config.seed`.
+    `config.seed` and of how the images fall into batches.
 
     Args:
         model: On any device; the images are moved to it batch by batch.
@@ -72,6 +72,7 @@ def evaluate(
 
     Raises:
         UserError: If the images are not of the model's size.
+        NonFiniteError: If the bound is not a finite number.
     """
     config = config or EvalConfig()
     require_shape(data, model.config)
@@ -92,17 +93,23 @@ def evaluate(
 
     table = torch.cat(per_image)
     steps = model.config.steps
-    mean, error = table.mean(0), table.std(0, correction=min(1, len(table) - 1)) / math.sqrt(len(table))
+    mean = table.mean(0)
+    if not mean.isfinite().all():
+        raise NonFiniteError(
+            f"the bound on the {config.split} split is not finite: L^x {mean[1]:.4g}, L^z {mean[2]:.4g}"
+        )
+    several = len(table) > 1
+    error = table.std(0) / math.sqrt(len(table)) if several else mean
     weighted = config.importance_samples > 0
     return Evaluation(
         bound_nats=float(mean[0]),
-        bound_se=float(error[0]),
+        bound_se=float(error[0]) if several else None,
         loss_x_nats=float(mean[1]),
         loss_z_nats=float(mean[2]),
         kl_per_glimpse_nats=mean[3 : 3 + steps].tolist(),
         bits_per_dim=float(mean[0]) / (math.prod(model.config.image_shape) * math.log(2)),
         iw_nats=float(mean[3 + steps]) if weighted else None,
-        iw_se=float(error[3 + steps]) if weighted else None,
+        iw_se=float(error[3 + steps]) if weighted and several else None,
         effective_sample_size=float(table[:, 4 + steps].median()) if weighted else None,
         samples=config.samples,
         importance_samples=config.importance_samples,

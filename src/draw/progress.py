@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from draw.config import TrainConfig
@@ -57,7 +58,8 @@ class TrainingProgress:
         if isinstance(record, Validation):
             self.valid = f" · valid {record.bound_nats:.2f}"
             best = " (best so far)" if record.best else ""
-            self._line(f"step {record.step:,}: validation bound {parts}, ±{record.bound_se:.2f}{best}")
+            error = "" if record.bound_se is None else f", ±{record.bound_se:.2f}"
+            self._line(f"step {record.step:,}: validation bound {parts}{error}{best}")
             return
         rate = f"{record.images_per_second:.0f} images/s · gradient {record.grad_norm:.0f}"
         if self.console.is_terminal:
@@ -71,7 +73,7 @@ class TrainingProgress:
             self._line(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}")
 
     def _line(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def bar(title: str) -> Any:
@@ -83,7 +85,7 @@ class _Bar:
     def __init__(self, title: str) -> None:
         console = Console(stderr=True)
         self.live = Progress(console=console, disable=not console.is_terminal, transient=True)
-        self.task = self.live.add_task(title, total=None)
+        self.task = self.live.add_task(escape(title), total=None)
 
     def __enter__(self) -> Any:
         self.live.start()

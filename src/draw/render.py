@@ -165,9 +165,20 @@ def save_png(image: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all; its folder is made if need be.
 
     Raises:
-        UserError: If the file cannot be written.
+        UserError: If the name is not a PNG's, or the file cannot be written.
     """
+    require_png(path)
     write_whole(path, lambda file: image.save(file, format="PNG", optimize=True))
+
+
+def require_png(path: Path) -> None:
+    """Check that a picture's name says what it is, so that no other file is overwritten by mistake.
+
+    Raises:
+        UserError: If it does not end in .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"cannot write a picture to {path}: the name must end in .png")
 
 
 # The parts, shared with figures.py

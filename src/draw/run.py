@@ -6,6 +6,7 @@ checkpoints/    the newest resumable checkpoint and the best one
 samples/        a sheet of samples for every validation
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,14 +23,20 @@ import torch
 
 import draw
 from draw import checkpoint, render
-from draw.config import EvalConfig, RunConfig, strict_json, to_dict
+from draw.config import EvalConfig, RunConfig, from_json, strict_json, to_dict
 from draw.data import DataSet, load_data
-from draw.errors import UserError
+from draw.errors import NonFiniteError, UserError
 from draw.evaluation import evaluate
 from draw.presets import preset
 from draw.training import Metrics, Trainer
 
 SAMPLES = 64  # images on a sample sheet
+LOGGED = {  # what each kind of record holds at least
+    "run": {"config"},
+    "resume": {"step"},
+    "train": {"step", "seconds", "bound_nats", "loss_x_nats", "loss_z_nats"},
+    "valid": {"step", "seconds", "bound_nats", "loss_x_nats", "loss_z_nats"},
+}
 FIXED_ON_RESUME = ("seed", "batch_size", "warmup", "ema_decay", "clip_norm", "log_every", "validation_images")
 
 
@@ -40,7 +47,7 @@ class Validation:
     step: int
     seconds: float
     bound_nats: float
-    bound_se: float
+    bound_se: float | None  # None of a single image
     loss_x_nats: float
     loss_z_nats: float
     images: int
@@ -88,61 +95,71 @@ def train(
     digest = hashlib.sha256(data.images["train"].cpu().numpy().data).hexdigest()
     where = choose_device(device)
     trainer = Trainer(config, data, where)
-    best = math.inf
-    if found:
-        _same_run(out, found.config, config)
-        if found.info["images_sha256"] != digest:
-            raise UserError(f"cannot resume {out}: {data.name} holds not the images that it was begun with")
+    here = environment(where)
+    info = {"data": data.name, "images_sha256": digest, "environment": here}
+    best, before = _restore(trainer, out, found, digest) if found else (math.inf, 0.0)
+    if trainer.finished(before):
+        return
+    resumed = found.step if found else None
+    with _locked(out), contextlib.closing(_Log(out, config, data, here, resumed, tensorboard)) as log:
+        if not found:
+            _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
+        begun = saved = time.perf_counter()
+        logged = (trainer.step, begun)
+        ended = False
+        while not ended:
+            trainer.train_step(before + time.perf_counter() - begun)
+            now = time.perf_counter()
+            seconds = before + now - begun
+            ended = trainer.finished(seconds)
+            stopping = stop() or (minutes is not None and now - begun >= 60 * minutes)
+            records: list[Metrics | Validation] = []
+
+            if trainer.step % config.train.log_every == 0 or ended:
+                rate = (trainer.step - logged[0]) * config.train.batch_size / (now - logged[1])
+                records.append(trainer.metrics(seconds, rate))
+                logged = (trainer.step, now)
+
+            if trainer.step % config.train.validate_every == 0 or ended:
+                validation = _validate(trainer, data, seconds, best)
+                best = min(best, validation.bound_nats)
+                records.append(validation)
+                sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=config.train.seed))
+                render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
+                logged = (trainer.step, time.perf_counter())  # images per second are of training alone
+
+            improved = any(isinstance(record, Validation) and record.best for record in records)
+            due = now - saved >= 60 * config.train.checkpoint_minutes
+            log.write(records)
+            if due or improved or stopping or ended:
+                _save(out, trainer, seconds, "step", info)
+                saved = time.perf_counter()
+            if improved:  # after the resumable one: the best is never from a step that resuming would train again
+                _save(out, trainer, seconds, "best", info | {"bound_nats": best})
+            yield from records
+            if stopping:
+                break
+
+
+def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[float, float]:
+    """Bring a trainer to where a run's checkpoint is. Gives the best validation bound and the seconds so far."""
+    _same_run(out, found.config, trainer.config)
+    if found.info.get("images_sha256", digest) != digest:
+        raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
+    try:
         trainer.load_state(found.tensors(checkpoint.TRAINING), found.tensors(), found.step)
-        if best_path := checkpoint.newest(out, "best"):
-            best = checkpoint.read(best_path).info["bound_nats"]
-    log = _Log(out, config, data, where, found.step if found else None, tensorboard)
-    info = {"data": data.name, "images_sha256": digest, "environment": environment(where)}
-    if not found:
-        _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
-
-    begun = saved = time.perf_counter()
-    before = found.seconds if found else 0.0
-    logged = (trainer.step, begun)
-    ended = trainer.finished(before)
-    while not ended:
-        trainer.train_step(before + time.perf_counter() - begun)
-        now = time.perf_counter()
-        seconds = before + now - begun
-        ended = trainer.finished(seconds)
-        stopping = stop() or (minutes is not None and now - begun >= 60 * minutes)
-        records: list[Metrics | Validation] = []
-
-        if trainer.step % config.train.log_every == 0 or ended:
-            rate = (trainer.step - logged[0]) * config.train.batch_size / (now - logged[1])
-            records.append(trainer.metrics(seconds, rate))
-            logged = (trainer.step, now)
-
-        if trainer.step % config.train.validate_every == 0 or ended:
-            validation = _validate(trainer, data, seconds, best)
-            best = min(best, validation.bound_nats)
-            records.append(validation)
-            sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=config.train.seed))
-            render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
-            logged = (trainer.step, time.perf_counter())  # images per second are of training alone
-
-        improved = any(isinstance(record, Validation) and record.best for record in records)
-        due = now - saved >= 60 * config.train.checkpoint_minutes
-        log.write(records)
-        if due or improved or stopping or ended:
-            _save(out, trainer, seconds, "step", info)
-            saved = time.perf_counter()
-        if improved:  # after the resumable one, so that the best is never from a step that resuming would train again
-            _save(out, trainer, seconds, "best", info | {"bound_nats": best})
-        yield from records
-        if stopping:
-            break
-    log.close()
+    except ValueError as error:
+        raise UserError(f"cannot resume {found.path}: {error}") from error
+    best = checkpoint.newest(out, "best")
+    return checkpoint.read(best).info.get("bound_nats", math.inf) if best else math.inf, found.seconds
 
 
 def _validate(trainer: Trainer, data: DataSet, seconds: float, best: float) -> Validation:
     settings = EvalConfig(split="valid", images=trainer.config.train.validation_images, seed=trainer.config.train.seed)
-    measured = evaluate(trainer.ema, data, settings)
+    try:
+        measured = evaluate(trainer.ema, data, settings)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {trainer.step}: {error}") from error
     return Validation(
         step=trainer.step,
         seconds=seconds,
@@ -167,17 +184,40 @@ def _save(out: Path, trainer: Trainer, seconds: float, kind: str, info: dict[str
     )
 
 
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process; the system lets go of it when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{out} is being trained by another process") from error
+        yield
+
+
 class _Log:
     """metrics.jsonl, and TensorBoard's event files when asked for."""
 
     def __init__(
-        self, out: Path, config: RunConfig, data: DataSet, device: torch.device, resumed: int | None, tensorboard: bool
+        self,
+        out: Path,
+        config: RunConfig,
+        data: DataSet,
+        environment: dict[str, Any],
+        resumed: int | None,
+        tensorboard: bool,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "metrics.jsonl"
         self.board = _tensorboard(out) if tensorboard else None
         here = {
-            "environment": environment(device),
+            "environment": environment,
             "data": data.name,
             "images": {k: len(v) for k, v in data.images.items()},
         }
@@ -185,7 +225,8 @@ class _Log:
         if resumed is None:
             lines.append({"kind": "run", "config": to_dict(config)} | here)
         else:  # what an interrupted run logged after its last checkpoint will be logged again
-            lines += [record for record in read_log(out) if record.get("step", 0) <= resumed]
+            logged = read_log(out) if self.path.exists() else []
+            lines += [record for record in logged if record.get("step", 0) <= resumed]
             lines.append({"kind": "resume", "step": resumed, "train": to_dict(config.train)} | here)
         checkpoint.write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
         checkpoint.write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
@@ -262,10 +303,17 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return [strict_json(line, str(path)) for line in lines if line.endswith("\n")]
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith(b"\n"):
+            record = strict_json(line.decode(errors="replace"), f"{path}, line {number},")
+            if not isinstance(record, dict) or not LOGGED.get(str(record.get("kind")), {"?"}) <= record.keys():
+                raise UserError(f"{path}, line {number}, is no record of a run: {line[:60].decode(errors='replace')!r}")
+            records.append(record)
+    return records
 
 
 def require_unused(out: Path) -> None:
@@ -276,6 +324,18 @@ def require_unused(out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already: go on with --resume, or choose another --out")
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration in a config.json.
+
+    Raises:
+        UserError: If there is none, or it is not valid.
+    """
+    try:
+        return from_json(RunConfig, path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def resumable(out: Path) -> checkpoint.Checkpoint:
@@ -291,8 +351,10 @@ def resumable(out: Path) -> checkpoint.Checkpoint:
 
 
 def _same_run(out: Path, was: RunConfig, now: RunConfig) -> None:
+    """Check all that decides the numbers but how long and how fast; where the images lie is not compared, they are."""
     for section, names in (("model", None), ("data", None), ("train", FIXED_ON_RESUME)):
         then, asked = to_dict(getattr(was, section)), to_dict(getattr(now, section))
+        then.pop("source", None)
         for name in names or then:
             if then[name] != asked[name]:
                 raise UserError(f"cannot resume {out} with {name} {asked[name]!r}: it was begun with {then[name]!r}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from draw.config import RunConfig, TrainConfig
 from draw.data import DataSet, batch_indices, intensities
+from draw.errors import NonFiniteError
 from draw.model import DRAW, require_same_tensors
 from draw.noise import seeded
 from draw.objective import losses
@@ -34,10 +35,6 @@ class Metrics:
     learning_rate: float
     images_per_second: float
     kind: Literal["train"] = "train"
-
-
-class NonFiniteError(ArithmeticError):
-    """A value became infinite or not a number; the message names the step and the first such tensor."""
 
 
 def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
@@ -136,7 +133,7 @@ class Trainer:
             loss_x_nats=loss_x,
             loss_z_nats=loss_z,
             grad_norm=grad_norm,
-            learning_rate=learning_rate(config, self.step - 1, seconds),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             images_per_second=images_per_second,
         )
 

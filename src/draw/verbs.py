@@ -6,12 +6,13 @@ PyTorch is imported inside the functions, so that this module costs `draw --help
 import dataclasses
 import json
 import math
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, TrainConfig, from_json, to_dict
+from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, TrainConfig, to_dict
 from draw.errors import UserError
 from draw.presets import PRESETS, preset
 
@@ -36,9 +37,10 @@ def train(options: Any) -> None:
     config, out, found = _training_config(options)
     step, seconds = (found.step, found.seconds) if found else (0, 0.0)
     data = _load(config.data, options)
+    from_file = not found and options.config.endswith(".json") and "source" not in options
     for name, size in zip(("channels", "height", "width"), data.shape, strict=True):
-        if name in options and getattr(options, name) != size:
-            raise UserError(f"--{name} {getattr(options, name)}, but the images of {data.name} have {size}")
+        if (from_file or name in options) and getattr(config.model, name) != size:
+            raise UserError(f"{name} is {getattr(config.model, name)}, but the images of {data.name} have {size}")
     if options.epochs:
         iterations = math.ceil(options.epochs * len(data.images["train"]) / config.train.batch_size)
         config = config.replace(iterations=iterations, schedule_minutes=None)
@@ -57,9 +59,11 @@ def train(options: Any) -> None:
     if last is None and finished:
         print(f"draw: {out} is finished; train it longer with --iterations or --schedule-minutes", file=sys.stderr)
     else:
-        print(f"finished: {out}" if finished else f"to go on: draw train --resume --out {out}", file=sys.stderr)
-    if options.json and last is not None:
-        _print_json(dataclasses.asdict(last) | {"out": str(out), "finished": finished})
+        go_on = f"to go on: draw train --resume --out {shlex.quote(str(out))}"
+        print(f"finished: {out}" if finished else go_on, file=sys.stderr)
+    if options.json:
+        reached = dataclasses.asdict(last) if last else {"step": step, "seconds": seconds}
+        _print_json(reached | {"out": str(out), "finished": finished})
 
 
 def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]":
@@ -70,15 +74,14 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError(f"name what to train: {', '.join(PRESETS)}; or a config.json")
     if options.config is None and options.out is None:
         raise UserError("--resume needs the run's folder: --out DIR")
+    if options.resume and options.config and options.out:
+        raise UserError(f"--resume goes on with the run's own configuration: leave out {options.config!r}")
     out = options.out or Path("runs") / Path(options.config).stem
     found = run.resumable(out) if options.resume else None
     if found:
-        config = found.config
+        config = run.read_config(out / "config.json")
     elif options.config.endswith(".json"):
-        try:
-            config = from_json(RunConfig, Path(options.config).read_text(encoding="utf-8"), options.config)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{options.config} cannot be read: {error}") from error
+        config = run.read_config(Path(options.config))
     else:
         config = preset(options.config)
     if not options.resume:
@@ -88,13 +91,26 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         for section in (TrainConfig, DataConfig, ModelConfig)
         for name, value in _given(options, section).items()
     }
-    if options.epochs and "iterations" in given:
-        raise UserError("give either --epochs or --iterations")
+    lengths = [name for name in ("iterations", "schedule_minutes") if given.get(name)] + ["epochs"] * bool(
+        options.epochs
+    )
+    if len(lengths) > 1:
+        raise UserError(f"give one of {', '.join('--' + name.replace('_', '-') for name in lengths)}")
+    if "source" in given:
+        given["source"] = _absolute(given["source"])
     if "source" in given and "binarization" not in given:
         given["binarization"] = "auto"
     if "iterations" in given:
         given.setdefault("schedule_minutes", None)
     return config.replace(**given), out, found
+
+
+def _absolute(source: str) -> str:
+    """The same images from whatever folder the run is used later."""
+    prefix, colon, path = source.partition("folder:")
+    if colon and not prefix and path:
+        return f"folder:{Path(path).expanduser().absolute()}"
+    return str(Path(source).expanduser().absolute()) if source.endswith((".npy", ".npz")) else source
 
 
 class _StopSignals:
@@ -128,11 +144,11 @@ def evaluate(options: Any) -> None:
         _print_json(dataclasses.asdict(result))
         return
     print(f"{data.name}, {result.split} split, {result.images:,} images, binarization {result.binarization}")
-    print(f"bound  {result.bound_nats:.2f} ± {result.bound_se:.2f} nats ({result.bits_per_dim:.4f} bits/dim), "
+    print(f"bound  {result.bound_nats:.2f}{_error(result.bound_se)} nats ({result.bits_per_dim:.4f} bits/dim), "
           f"{result.samples} sample{'s' * (result.samples > 1)} per image")  # fmt: skip
     print(f"       L^x {result.loss_x_nats:.2f} + L^z {result.loss_z_nats:.2f}")
     if result.iw_nats is not None:
-        print(f"IW-{result.importance_samples}  {result.iw_nats:.2f} ± {result.iw_se:.2f} nats, "
+        print(f"IW-{result.importance_samples}  {result.iw_nats:.2f}{_error(result.iw_se)} nats, "
               f"effective sample size {result.effective_sample_size:.1f} (median)")  # fmt: skip
     print("KL per glimpse  " + " ".join(f"{value:.2f}" for value in result.kl_per_glimpse_nats))
     if result.binarization == "none":
@@ -184,6 +200,8 @@ def reconstruct(options: Any) -> None:
     from draw.pictures import read_files
 
     checkpoint, model = _load_model(options)
+    if options.images and "source" in options:
+        raise UserError("give either image files or --data")
     if options.images:
         images = torch.from_numpy(read_files(options.images, *model.config.image_shape))
         # A model of binary pixels is shown binary pixels.
@@ -351,6 +369,10 @@ def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
     data = _load(config, options)
     require_shape(data, checkpoint.config.model)
     return data
+
+
+def _error(standard_error: float | None) -> str:
+    return "" if standard_error is None else f" ± {standard_error:.2f}"
 
 
 def _written(files: dict[str, Any], options: Any) -> None:
