@@ -273,6 +273,7 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["train", "demo", "--iterations", "5", "--epochs", "2"], "give one of --iterations, --epochs"),
         (["train", "demo", "--batch-size", str(10**12)], "batch_size must be at most 1,000,000"),
         (["data", "preview", "x", "--size", "²"], "size must be SIDE or HEIGHTxWIDTH"),
+        (["data", "preview", "folder:"], "folder: needs a path"),
         (["train", "--resume"], "--resume needs the run's folder: --out DIR"),
         (["evaluate", "nothing"], "no model 'nothing'"),
         (["evaluate"], "the following arguments are required: MODEL"),
@@ -338,6 +339,12 @@ def test_a_run_works_from_another_folder(draw, place, tmp_path, monkeypatch):
     draw("train", "demo", "--data", "small.npz", *SMALL, "--iterations", 2, "--out", tmp_path / "r")
     monkeypatch.chdir(tmp_path)
     assert json.loads(draw("evaluate", "r", "--json"))["images"] == 13
+
+
+def test_a_reader_that_has_gone_is_no_traceback(place):
+    command = f"{sys.executable} -m draw.cli info {place / 'run'} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_results_go_to_stdout_and_progress_to_stderr(place):

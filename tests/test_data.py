@@ -276,7 +276,7 @@ def test_masks_of_any_type_become_black_and_white(save, array):
         (np.zeros((10, 5, 4), np.int64), "type int64; expected uint8"),
         (np.full((10, 5, 4), 255.0), r"lie in \[0, 1\], got 255 to 255"),
         (np.full((10, 5, 4), -0.1), r"lie in \[0, 1\]"),
-        (np.full((10, 5, 4), np.nan), r"lie in \[0, 1\]"),
+        (np.full((10, 5, 4), np.nan), r"some values are NaN"),
         (np.zeros((0, 5, 4), np.uint8), "empty"),
         (np.array(5, np.uint8), "shape"),
     ],

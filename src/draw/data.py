@@ -132,6 +132,8 @@ def _permutation(n: int, seed: int, epoch: int) -> Int64[Tensor, " n"]:
 def _read(config: DataConfig, data_dir: Path | None, progress: Progress | None) -> Arrays:
     """The source's own arrays and splits."""
     source = config.source
+    if source == "folder:":
+        raise UserError("folder: needs a path, such as folder:photos")
     if source.startswith("folder:"):
         folder = Path(source.removeprefix("folder:")).expanduser()
         return pictures.read_folder(folder, config.size_hw, config.grey, config.skip_bad, progress)

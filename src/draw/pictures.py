@@ -195,8 +195,11 @@ def read_array(path: Path) -> Arrays:
     try:
         with open_arrays(path) as arrays:
             found, labels = _chosen(path, arrays)
-    except (*DECODING_ERRORS, MemoryError) as error:
-        raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit into memory: {error}") from error
+    except DECODING_ERRORS as error:
+        reason = "it holds Python objects, or no array at all" if "pickle" in str(error) else error
+        raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {reason}") from error
     images = {split: _pixels(array, f"{path}, {split}") for split, array in found.items()}
     notes: tuple[str, ...] = ()
     if all(a.dtype == np.uint8 for a in found.values()) and max(int(a.max()) for a in images.values()) == 1:
@@ -246,7 +249,9 @@ def _pixels(array: NDArray[Any], where: str) -> Images:
     if array.dtype.kind != "f":
         raise UserError(f"{where}: type {array.dtype}; expected uint8, bool or floats in [0, 1]")
     values = array.astype(np.float32)
-    if not (values.min() >= 0 and values.max() <= 1):  # a NaN fails too
+    if np.isnan(values).any():
+        raise UserError(f"{where}: some values are NaN")
+    if values.min() < 0 or values.max() > 1:
         raise UserError(
             f"{where}: floats must lie in [0, 1], got {values.min():g} to {values.max():g}; save as uint8 if they count"
             f" to 255"
