@@ -91,11 +91,11 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         for section in (TrainConfig, DataConfig, ModelConfig)
         for name, value in _given(options, section).items()
     }
-    lengths = [name for name in ("iterations", "schedule_minutes") if given.get(name)] + ["epochs"] * bool(
-        options.epochs
-    )
+    ends = {"--iterations": given.get("iterations"), "--epochs": options.epochs}
+    ends["--schedule-minutes"] = given.get("schedule_minutes")
+    lengths = [flag for flag, value in ends.items() if value]
     if len(lengths) > 1:
-        raise UserError(f"give one of {', '.join('--' + name.replace('_', '-') for name in lengths)}")
+        raise UserError(f"give one of {', '.join(lengths)}")
     if "source" in given:
         given["source"] = _absolute(given["source"])
     if "source" in given and "binarization" not in given:
