@@ -280,7 +280,7 @@ def curve(options: Any) -> None:
     from draw import curves, run
 
     records = run.read_log(options.run)
-    curves.curve(records, options.out, title=options.run.resolve().name)
+    curves.curve(records, options.out, title=str(options.run))
     _written({"curve": str(options.out)}, options)
 
 
