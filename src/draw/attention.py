@@ -11,7 +11,7 @@ from draw.types import Window
 def extract(images: Float[Tensor, "b k h w"], window: Window, n: int) -> Float[Tensor, "b k {n} {n}"]:
     r"""The patch that a window sees of each image, :math:`\gamma F_Y x F_X^T` (eq. 27)."""
     F_X, F_Y = filterbank(window, n, *images.shape[-2:])
-    return window.gamma[:, None, None, None] * (F_Y[:, None] @ images @ F_X[:, None].mT)
+    return window.gamma[:, None, None, None] * (F_Y[:, None] @ images @ F_X[:, None].mT)  # 27
 
 
 def deposit(
@@ -22,7 +22,7 @@ def deposit(
     Intensities aside it is the adjoint of `extract`.
     """
     F_X, F_Y = filterbank(window, patch.shape[-1], height, width)
-    return window.gamma.reciprocal()[:, None, None, None] * (F_Y[:, None].mT @ patch @ F_X[:, None])
+    return window.gamma.reciprocal()[:, None, None, None] * (F_Y[:, None].mT @ patch @ F_X[:, None])  # 29
 
 
 class WindowHead(nn.Linear):
@@ -96,5 +96,5 @@ class AttentiveWrite(nn.Module):
     def forward(self, h_dec: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b c h w"], Window]:
         """The stroke in logits, and the window it went through."""
         window = self.to_window(h_dec)
-        patch = self.to_patch(h_dec).unflatten(1, self.patch_shape)
+        patch = self.to_patch(h_dec).unflatten(1, self.patch_shape)  # 28
         return deposit(patch, window, self.height, self.width), window

@@ -67,7 +67,8 @@ class DataConfig:
 
     source: str = _option("glyphs", "a data set's name, folder:PATH, PATH.npy or PATH.npz", flag="data")
     binarization: Binarization = _option(
-        "auto", "static, stochastic (fresh every epoch), none; auto: none for colour, else stochastic"
+        "auto",
+        "static, stochastic (fresh every epoch), none; auto: static if two-valued, none if colour, else stochastic",
     )
     size: str | None = _option(None, "resize a folder's images to SIDE or HEIGHTxWIDTH, cropping to that shape")
     grey: bool = _option(False, "turn a folder's images grey")

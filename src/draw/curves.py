@@ -32,7 +32,7 @@ def curve(records: Iterable[Record], path: Path, title: str) -> None:
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]
     if not train and not valid:
-        raise UserError(f"cannot plot {title}: no training has been recorded yet")
+        raise UserError(f"cannot plot {title}: no training has been logged yet; lines come every log_every steps")
     figure = Figure(figsize=(8, 6), dpi=125, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _plot(above, train, valid, {"bound_nats": ("bound", "#3b6ea8")})

@@ -27,7 +27,7 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b"]:
     """
     mu = (q.mu - p.mu) * (-p.log_sigma).exp()
     log_sigma = q.log_sigma - p.log_sigma
-    return 0.5 * (mu.square() + (2 * log_sigma).exp() - 2 * log_sigma - 1).sum(-1)
+    return 0.5 * (mu.square() + (2 * log_sigma).exp() - 2 * log_sigma - 1).sum(-1)  # 11
 
 
 def log_density(z: Float[Tensor, "*b z"], p: Gaussian) -> Float[Tensor, "*b"]:
@@ -70,4 +70,4 @@ class Bernoulli(nn.Module):
 
         Never forms log(sigmoid(c)), so it is finite and accurate for logits of any size.
         """
-        return (softplus(canvas) - x * canvas).flatten(1).sum(1)
+        return (softplus(canvas) - x * canvas).flatten(1).sum(1)  # 9

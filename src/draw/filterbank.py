@@ -37,11 +37,11 @@ def window(raw: Float[Tensor, "b 5"], n: int, height: int, width: int) -> Window
         height: Image height B, pixels.
         width: Image width A, pixels.
     """
-    g_X, g_Y, log_sigma2, log_delta, log_gamma = raw.unbind(-1)
+    raw_X, raw_Y, log_sigma2, log_delta, log_gamma = raw.unbind(-1)  # 21
     return Window(
-        g_X=(width + 1) / 2 * (g_X + 1) - 1,
-        g_Y=(height + 1) / 2 * (g_Y + 1) - 1,
-        delta=(max(width, height) - 1) / max(n - 1, 1) * log_delta.exp(),
+        g_X=(width + 1) / 2 * (raw_X + 1) - 1,  # 22
+        g_Y=(height + 1) / 2 * (raw_Y + 1) - 1,  # 23
+        delta=(max(width, height) - 1) / max(n - 1, 1) * log_delta.exp(),  # 24
         sigma2=log_sigma2.exp(),
         gamma=log_gamma.exp(),
     )
@@ -89,10 +89,10 @@ def axis_filters(
     """
     a = torch.arange(size, dtype=center.dtype, device=center.device)
     i = torch.arange(n, dtype=center.dtype, device=center.device)
-    mu = (center[:, None] + (i - (n - 1) / 2) * delta[:, None])[..., None]
+    mu = (center[:, None] + (i - (n - 1) / 2) * delta[:, None])[..., None]  # 19, 20
     a0 = mu.detach().round().clamp(0, size - 1)
-    distance = (a - a0) * (a + a0 - 2 * mu)
-    return torch.softmax(distance * (-0.5 * sigma2.reciprocal())[:, None, None], dim=-1)
+    shifted_square = (a - a0) * (a + a0 - 2 * mu)  # (a - mu)^2 - (a0 - mu)^2
+    return torch.softmax(-shifted_square * (0.5 * sigma2.reciprocal())[:, None, None], dim=-1)  # 25, 26
 
 
 def filterbank(

@@ -1,7 +1,7 @@
 """A training run as a folder: train, log, validate, keep the best, and go on after a stop as if there had been none.
 
 config.json     the configuration
-metrics.jsonl   one JSON object a line: first the run itself (kind run), then kinds train and valid
+metrics.jsonl   one JSON object a line: first the run itself (kind run), then kinds train, valid and resume
 checkpoints/    the newest resumable checkpoint and the best one
 samples/        a sheet of samples for every validation
 """
