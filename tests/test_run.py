@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -234,8 +236,24 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_tensorboard_absent_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert "pip install 'draw[tensorboard]'" in refused(tmp_path / "r", tensorboard=True)
+
+
+def test_a_run_that_failed_before_it_began_leaves_its_folder_free(tmp_path, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "torch.utils.tensorboard", None)
+        refused(tmp_path / "r", tensorboard=True)
+    assert run_all(tmp_path / "r")[-1].step == 12
+
+
+def test_a_validation_of_one_image_can_be_logged_to_tensorboard(tmp_path, monkeypatch):
+    board = MagicMock()
+    monkeypatch.setattr(run, "_tensorboard", lambda _: board)
+    run_all(tmp_path / "r", small_config(validation_images=1), tensorboard=True)
+    written = {call.args[0]: call.args[1] for call in board.add_scalar.call_args_list}
+    assert "valid/bound_nats" in written
+    assert None not in written.values()
 
 
 def test_the_configuration_takes_the_size_of_the_images():

@@ -31,6 +31,7 @@ from draw.presets import preset
 from draw.training import Metrics, Trainer
 
 SAMPLES = 64  # images on a sample sheet
+LOCK = ".lock"  # in a run's folder; alone it is no run
 LOGGED = {  # what each kind of record holds at least
     "run": {"config"},
     "resume": {"step"},
@@ -187,13 +188,13 @@ def _save(out: Path, trainer: Trainer, seconds: float, kind: str, info: dict[str
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keeps a run's folder for this process; the system lets go of it when the process ends, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
         yield
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with (out / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -213,7 +214,6 @@ class _Log:
         resumed: int | None,
         tensorboard: bool,
     ) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         self.path = out / "metrics.jsonl"
         self.board = _tensorboard(out) if tensorboard else None
         here = {
@@ -239,7 +239,8 @@ class _Log:
                 file.write(json.dumps(values, allow_nan=False) + "\n")
                 if self.board:
                     for name in values.keys() - {"kind", "step", "best", "images"}:
-                        self.board.add_scalar(f"{record.kind}/{name}", values[name], record.step)
+                        if values[name] is not None:
+                            self.board.add_scalar(f"{record.kind}/{name}", values[name], record.step)
 
     def close(self) -> None:
         """Flush what TensorBoard holds."""
@@ -322,7 +323,7 @@ def require_unused(out: Path) -> None:
     Raises:
         UserError: If something is there.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
         raise UserError(f"{out} exists already: go on with --resume, or choose another --out")
 
 
