@@ -39,7 +39,7 @@ class Checkpoint:
     config: RunConfig
     step: int
     seconds: float  # of training
-    info: dict[str, Any]  # data set, binarization, validation bound, versions: what the saver had to say
+    info: dict[str, Any]  # data set, validation bound, versions: what the saver had to say
     sha256: dict[str, str]  # of each file of tensors
 
     def tensors(self, file: str = MODEL) -> dict[str, Tensor]:

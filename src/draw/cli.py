@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import draw
 from draw import verbs
-from draw.config import DataConfig, EvalConfig, ModelConfig, TrainConfig, type_name
+from draw.config import SEEDS, DataConfig, EvalConfig, ModelConfig, TrainConfig, type_name
 from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
@@ -235,7 +235,7 @@ def _positive(text: str) -> float:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
+    if not text.isdecimal() or int(text) not in SEEDS:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
     return int(text)
 

@@ -18,6 +18,7 @@ from draw.errors import UserError, nearest
 Binarization = Literal["auto", "static", "stochastic", "none"]
 Split = Literal["train", "valid", "test"]
 C = TypeVar("C")
+SEEDS = range(2**63)  # what torch's generators take
 
 
 def _option(default: Any, help: str, flag: str | None = None) -> Any:
@@ -30,7 +31,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _require_seed(name: str, seed: int) -> None:
-    _require(0 <= seed < 2**63, f"{name} must be from 0 to 2**63 - 1, got {seed}")
+    _require(seed in SEEDS, f"{name} must be from 0 to 2**63 - 1, got {seed}")
 
 
 @dataclass(frozen=True)

@@ -169,12 +169,10 @@ def sample(options: Any) -> None:
 
     def show(canvas: "Tensor") -> "Tensor":
         mean = model.likelihood.mean(canvas)
+        if not options.binary:
+            return mean
         # The same key for every frame: a pixel changes only when its probability does.
-        return (
-            torch.bernoulli(mean, generator=seeded(options.seed, "pixels", device=mean.device))
-            if options.binary
-            else mean
-        )
+        return torch.bernoulli(mean, generator=seeded(options.seed, "pixels", device=mean.device))
 
     written = {}
     if options.animate:
