@@ -19,11 +19,13 @@ LAYERS = (
     ("attention", "published"),
     ("model", "pictures"),
     ("data", "objective", "checkpoint", "render"),
+    ("fast",),
     ("training", "evaluation", "figures", "curves"),
     ("run",),
     ("progress",),
     ("verbs",),
     ("cli",),
+    ("__main__",),
 )
 LIGHT = {"errors", "config", "presets", "verbs", "cli"}  # must not load PyTorch or NumPy
 

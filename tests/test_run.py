@@ -211,7 +211,7 @@ def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path):
 
 
 def test_a_validation_that_is_not_finite_names_its_step(tmp_path, monkeypatch):
-    def diverged(*_):
+    def diverged(*_, **settings):
         raise NonFiniteError("the bound on the valid split is not finite")
 
     monkeypatch.setattr(run, "evaluate", diverged)

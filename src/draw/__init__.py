@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from draw.config import EvalConfig as EvalConfig
     from draw.config import ModelConfig as ModelConfig
     from draw.config import RunConfig as RunConfig
+    from draw.config import SpeedConfig as SpeedConfig
     from draw.config import TrainConfig as TrainConfig
     from draw.data import DataSet as DataSet
     from draw.data import load_data as load_data
@@ -33,6 +34,7 @@ _HOME = {  # where each public name lives
     "ModelConfig": "config",
     "PRESETS": "presets",
     "RunConfig": "config",
+    "SpeedConfig": "config",
     "TrainConfig": "config",
     "UserError": "errors",
     "evaluate": "evaluation",

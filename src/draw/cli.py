@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import draw
 from draw import verbs
-from draw.config import SEEDS, DataConfig, EvalConfig, ModelConfig, TrainConfig, type_name
+from draw.config import SEEDS, DataConfig, EvalConfig, ModelConfig, SpeedConfig, TrainConfig, type_name
 from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
@@ -104,12 +104,14 @@ def build_parser() -> Parser:
     _common(train, seed=False)
     for section in (TrainConfig, DataConfig, ModelConfig):
         _fields(train, section, "the preset's")
+    _fields(train, SpeedConfig)
 
     evaluate = verb("evaluate", verbs.evaluate, "measure the bound on a split, in nats")
     _model(evaluate)
     _common(evaluate, seed=False)
     _fields(evaluate, EvalConfig)
     _fields(evaluate, DataConfig, "the model's")
+    _fields(evaluate, SpeedConfig, leave_out=("checkpoint_glimpses",))
 
     sample = verb("sample", verbs.sample, "draw new images")
     _model(sample)

@@ -17,6 +17,8 @@ from draw.errors import UserError, nearest
 
 Binarization = Literal["auto", "static", "stochastic", "none"]
 Split = Literal["train", "valid", "test"]
+Compile = Literal["auto", "on", "off"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 C = TypeVar("C")
 SEEDS = range(2**63)  # what torch's generators take
 
@@ -147,6 +149,22 @@ class EvalConfig:
         for name in ("importance_samples", "images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require_seed("seed", self.seed)
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """How to compute, not what: the numbers are the same up to rounding."""
+
+    compile: Compile = _option("auto", "fast paths: on, off (the plain model), auto (where they pay for themselves)")
+    precision: Precision = _option("float32", "of matrix products; sums, states, filters and losses stay float32")
+    checkpoint_glimpses: bool = _option(False, "recompute glimpses in the backward pass: memory grows with sqrt(T)")
+    threads: int = _option(0, "CPU threads; 0: chosen for this machine")
+
+    def __post_init__(self) -> None:
+        for name, choices in (("compile", typing.get_args(Compile)), ("precision", typing.get_args(Precision))):
+            value = getattr(self, name)
+            _require(value in choices, f"unknown {name} {value!r}; {nearest(value, choices)}")
+        _require(0 <= self.threads <= 1024, f"threads must be from 0 to 1024, got {self.threads}")
 
 
 @dataclass(frozen=True)

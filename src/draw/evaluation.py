@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from draw.config import EvalConfig, ModelConfig
+from draw import fast
+from draw.config import EvalConfig, ModelConfig, SpeedConfig
 from draw.data import DataSet, intensities
 from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW
 from draw.noise import seeded
 from draw.objective import log_weight, losses
+from draw.types import Unroll
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,12 @@ def require_shape(data: DataSet, config: ModelConfig) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: DRAW, data: DataSet, config: EvalConfig | None = None, *, progress: Callable[[int, int], None] | None = None
+    model: DRAW,
+    data: DataSet,
+    config: EvalConfig | None = None,
+    *,
+    speed: SpeedConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """The bound of a model on a split of a data set, and with `importance_samples` the estimate with K samples.
 
@@ -68,6 +75,7 @@ def evaluate(
         model: On any device; the images are moved to it batch by batch.
         data: The data set.
         config: Split, samples, subset.
+        speed: How to compute it.
         progress: Called with (images done, images in all).
 
     Raises:
@@ -76,6 +84,7 @@ def evaluate(
     """
     config = config or EvalConfig()
     require_shape(data, model.config)
+    unroll = fast.unroll_for(model, speed or SpeedConfig())
     started = time.perf_counter()
     images = data.images[config.split][spread(len(data.images[config.split]), config.images)]
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
@@ -84,9 +93,9 @@ def evaluate(
         block = images[first : first + per_pass].to(model.canvas0.device)
         x = intensities(block, data.binarization, seeded(config.seed, "binarize", first, device=block.device))
         x = x.to(model.canvas0.dtype)
-        columns = [_bound_of(model, x, config, first)]
+        columns = [_bound_of(model, unroll, x, config, first)]
         if config.importance_samples:
-            columns.append(_importance_weighted(model, x, config, first))
+            columns.append(_importance_weighted(model, unroll, x, config, first))
         per_image.append(torch.cat(columns, dim=1).double().cpu())
         if progress:
             progress(first + len(block), len(images))
@@ -126,12 +135,14 @@ def _passes(samples: int, images: int, batch_size: int) -> list[int]:
     return [min(most, samples - first) for first in range(0, samples, most)]
 
 
-def _bound_of(model: DRAW, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int) -> Float[Tensor, "b k"]:
+def _bound_of(
+    model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
+) -> Float[Tensor, "b k"]:
     """Bound, L^x, L^z and KL per glimpse of each image, averaged over its samples."""
     total = x.new_zeros(len(x), 3 + model.config.steps)
     for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
-        drawing = model(model.noise(len(many), config.seed, "bound", first, index), many)
+        drawing = model(model.noise(len(many), config.seed, "bound", first, index), many, unroll=unroll)
         parts = losses(many, drawing, model.likelihood)
         row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT], dim=1)
         total += row.unflatten(0, (s, len(x))).sum(0)
@@ -139,13 +150,13 @@ def _bound_of(model: DRAW, x: Float[Tensor, "b c h w"], config: EvalConfig, firs
 
 
 def _importance_weighted(
-    model: DRAW, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
+    model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
 ) -> Float[Tensor, "b 2"]:
     """-log (1/K sum_k w_k) and the effective sample size of each image, weights summed pass by pass."""
     log_sum = log_sum_squares = x.new_full((len(x),), -math.inf)
     for index, s in enumerate(_passes(config.importance_samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
-        drawing = model(model.noise(len(many), config.seed, "importance", first, index), many)
+        drawing = model(model.noise(len(many), config.seed, "importance", first, index), many, unroll=unroll)
         log_w = log_weight(many, drawing, model.likelihood).unflatten(0, (s, len(x)))
         log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
         log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))

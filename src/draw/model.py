@@ -15,7 +15,7 @@ from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import ModelConfig
 from draw.distributions import Bernoulli, StandardNormal, kl, rsample
 from draw.noise import seeded
-from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Write
+from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Unroll, Write
 
 
 class LSTM(nn.Module):
@@ -136,8 +136,28 @@ class DRAW(nn.Module):
         state = State(h_enc, s_enc, h_dec, s_dec, canvas)
         return state, Trace(canvas, x_hat, read_window, write_window, Latent(z, q, p))
 
+    def unroll(
+        self,
+        state: State,
+        eps: Float[Tensor, "t b z"],
+        x: Float[Tensor, "b c h w"] | None = None,
+        *,
+        trace: bool = False,
+    ) -> tuple[State, Any]:
+        """As many glimpses as eps has, from a state on: the state after the last, and the latents or whole traces."""
+        steps = []
+        for eps_t in eps:
+            state, step = self.step(state, eps_t, x)
+            steps.append(step if trace else step.latent)
+        return state, stack(steps)
+
     def forward(
-        self, eps: Float[Tensor, "t b z"], x: Float[Tensor, "b c h w"] | None = None, *, trace: bool = False
+        self,
+        eps: Float[Tensor, "t b z"],
+        x: Float[Tensor, "b c h w"] | None = None,
+        *,
+        trace: bool = False,
+        unroll: Unroll | None = None,
     ) -> Drawing:
         """T glimpses: inference and drawing of x, or generation when there is no x.
 
@@ -145,19 +165,19 @@ class DRAW(nn.Module):
             eps: Standard normal noise for every glimpse; its first axis decides T.
             x: Images with intensities in [0, 1], or None.
             trace: Keep every intermediate of every glimpse.
+            unroll: A faster way to what `self.unroll` computes, from `draw.fast`; traces always come from the latter.
         """
         state = self.initial_state(eps.shape[1])
-        steps = []
-        for eps_t in eps:
-            state, step = self.step(state, eps_t, x)
-            steps.append(step if trace else step.latent)
-        stacked = stack(steps)
-        latent = stacked.latent if trace else stacked
+        if trace:
+            state, steps = self.unroll(state, eps, x, trace=True)
+            latent = steps.latent
+        else:
+            state, latent = (unroll or self.unroll)(state, eps, x)
         return Drawing(
             canvas=state.canvas,
             latent=latent,
             kl=None if x is None else kl(latent.q, latent.p),  # 10
-            trace=stacked if trace else None,
+            trace=steps if trace else None,
         )
 
     def noise(self, b: int, *key: int | str, steps: int | None = None) -> Float[Tensor, "t b {self.config.z_size}"]:

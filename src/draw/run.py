@@ -23,7 +23,7 @@ import torch
 
 import draw
 from draw import checkpoint, render
-from draw.config import EvalConfig, RunConfig, from_json, strict_json, to_dict
+from draw.config import EvalConfig, RunConfig, SpeedConfig, from_json, strict_json, to_dict
 from draw.data import DataSet, load_data
 from draw.errors import NonFiniteError, UserError
 from draw.evaluation import evaluate
@@ -63,6 +63,7 @@ def train(
     data: DataSet | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
+    speed: SpeedConfig | None = None,
     resume: bool = False,
     minutes: float | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -77,6 +78,7 @@ def train(
         data: The data set; otherwise the one that the configuration names.
         data_dir: Where data sets live, see `draw.load_data`.
         device: auto, cpu, cuda or mps.
+        speed: How to compute it; a resumed run may choose anew.
         resume: Go on from the folder's newest checkpoint.
         minutes: Stop after this much training in this call, with a checkpoint to resume from.
         stop: Asked after every step; training stops with a checkpoint when it says yes.
@@ -95,8 +97,9 @@ def train(
     config = for_images(config, data)
     digest = hashlib.sha256(data.images["train"].cpu().numpy().data).hexdigest()
     where = choose_device(device)
-    trainer = Trainer(config, data, where)
-    here = environment(where)
+    speed = speed or SpeedConfig()
+    trainer = Trainer(config, data, where, speed=speed)
+    here = environment(where) | {"speed": to_dict(speed)}
     info = {"data": data.name, "images_sha256": digest, "environment": here}
     best, before = _restore(trainer, out, found, digest) if found else (math.inf, 0.0)
     if trainer.finished(before):
@@ -122,7 +125,7 @@ def train(
                 logged = (trainer.step, now)
 
             if trainer.step % config.train.validate_every == 0 or ended:
-                validation = _validate(trainer, data, seconds, best)
+                validation = _validate(trainer, data, speed, seconds, best)
                 best = min(best, validation.bound_nats)
                 records.append(validation)
                 sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=config.train.seed))
@@ -155,10 +158,10 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
     return checkpoint.read(best).info.get("bound_nats", math.inf) if best else math.inf, found.seconds
 
 
-def _validate(trainer: Trainer, data: DataSet, seconds: float, best: float) -> Validation:
+def _validate(trainer: Trainer, data: DataSet, speed: SpeedConfig, seconds: float, best: float) -> Validation:
     settings = EvalConfig(split="valid", images=trainer.config.train.validation_images, seed=trainer.config.train.seed)
     try:
-        measured = evaluate(trainer.ema, data, settings)
+        measured = evaluate(trainer.ema, data, settings, speed=speed)
     except NonFiniteError as error:
         raise NonFiniteError(f"step {trainer.step}: {error}") from error
     return Validation(

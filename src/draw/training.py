@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from draw.config import RunConfig, TrainConfig
+from draw import fast
+from draw.config import RunConfig, SpeedConfig, TrainConfig
 from draw.data import DataSet, batch_indices, intensities
 from draw.errors import NonFiniteError
 from draw.model import DRAW, require_same_tensors
@@ -59,19 +60,33 @@ class Trainer:
         step: Steps taken.
     """
 
-    def __init__(self, config: RunConfig, data: DataSet, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: DataSet,
+        device: torch.device | str = "cpu",
+        *,
+        speed: SpeedConfig | None = None,
+    ) -> None:
         self.config = config
+        self.device = torch.device(device)
         self.data = data.to(device)
         self.step = 0
         self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.train.learning_rate)
-        self._sums = torch.zeros(
-            5, dtype=torch.float64
-        )  # steps, bound, loss_x, loss_z, grad_norm since the last log line
+        self.unroll = fast.unroll_for(self.model, speed or SpeedConfig())
+        # What changes from step to step is a tensor, so that a CUDA graph sees it change.
+        self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
+        on_cuda = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=self._learning_rate, fused=self.device.type != "mps", capturable=on_cuda
+        )
+        # steps, bound, loss_x, loss_z, grad_norm since the last log line
+        self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
+        self._update_once = fast.captured(self._update) if on_cuda else self._update
         for parameter in self.model.parameters():  # so that the state has the same tensors before the first step
             self.optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.tensor(0.0, device=device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -86,35 +101,38 @@ class Trainer:
     def train_step(self, seconds: float) -> None:
         """One step of Adam on the mean bound of one batch; `seconds` of training so far place it in the schedule.
 
+        On CUDA nothing is waited for, and a value that is not finite is found by `metrics` and `state` instead.
+
         Raises:
             NonFiniteError: Before anything was updated, if the bound or a gradient is not finite.
         """
         config = self.config.train
         x = self.batch(self.step)
         eps = self.model.noise(len(x), config.seed, "train", self.step)
-        loss_x, loss_z = (part.mean() for part in losses(x, self.model(eps, x), self.model.likelihood))
+        self._learning_rate.fill_(learning_rate(config, self.step, seconds))
+        # Early on the horizon is the run so far, or the average would be of initial weights for thousands of steps.
+        self._decay.fill_(min(config.ema_decay, (self.step + 1) / (self.step + 11)))
+        self._update_once(x, eps)
+        self.step += 1
+
+    def _update(self, x: Float[Tensor, "b c h w"], eps: Float[Tensor, "t b z"]) -> None:
+        """From a batch and its noise to new weights."""
+        drawing = self.model(eps, x, unroll=self.unroll)
+        loss_x, loss_z = (part.mean() for part in losses(x, drawing, self.model.likelihood))
         bound = loss_x + loss_z
 
         self.optimizer.zero_grad()
         bound.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        values = torch.stack([torch.ones_like(bound), bound, loss_x, loss_z, grad_norm]).detach().double().cpu()
-        if not values.isfinite().all():
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        values = torch.stack([torch.ones_like(bound), bound, loss_x, loss_z, grad_norm]).detach().to(self._sums)
+        if self.device.type != "cuda" and not values.isfinite().all():
             raise NonFiniteError(f"step {self.step}: {first_non_finite(self.model, eps, x)} is not finite")
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step, seconds)
         self.optimizer.step()
-        self.step += 1
-        self._average_weights()
-        self._sums += values
-
-    @torch.no_grad()
-    def _average_weights(self) -> None:
-        # Early on the horizon is the run so far, or the average would be of initial weights for thousands of steps.
-        decay = min(self.config.train.ema_decay, self.step / (self.step + 10))
-        for average, weight in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(weight, 1 - decay)
+        with torch.no_grad():
+            for average, weight in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(weight, 1 - self._decay)
+            self._sums += values
 
     def finished(self, seconds: float) -> bool:
         """Whether the schedule has come to its end."""
@@ -123,6 +141,7 @@ class Trainer:
     def metrics(self, seconds: float, images_per_second: float) -> Metrics:
         """Means since the last call."""
         config = self.config.train
+        self._require_finite()
         _, bound, loss_x, loss_z, grad_norm = (self._sums / self._sums[0]).tolist()
         self._sums.zero_()
         return Metrics(
@@ -133,16 +152,25 @@ class Trainer:
             loss_x_nats=loss_x,
             loss_z_nats=loss_z,
             grad_norm=grad_norm,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self._learning_rate.item(),
             images_per_second=images_per_second,
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor needed to go on exactly, by name, the averaged weights aside: weights, Adam's moments, sums."""
+        """Every tensor needed to go on exactly, by name, the averaged weights aside: weights, Adam's moments, sums.
+
+        Raises:
+            NonFiniteError: If a sum is not finite, so that no such state is ever saved.
+        """
+        self._require_finite()
         tensors = {f"model.{name}": weight for name, weight in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             tensors |= {f"adam.{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
         return tensors | {"log.sums": self._sums}
+
+    def _require_finite(self) -> None:
+        if not self._sums.isfinite().all():
+            raise NonFiniteError(f"the bound or a gradient was not finite in a step before {self.step}")
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], ema: dict[str, Tensor], step: int) -> None:

@@ -99,6 +99,17 @@ class Prior(Protocol):
 
 
 @runtime_checkable
+class Unroll(Protocol):
+    """Glimpse after glimpse from a state on: `DRAW.unroll`, or a faster way to the same numbers (`draw.fast`)."""
+
+    def __call__(
+        self, state: State, eps: Float[Tensor, "t b z"], x: Float[Tensor, "b c h w"] | None = None
+    ) -> tuple[State, Latent]:
+        """The state after the last glimpse, and the latents, every field (t, b, z)."""
+        ...
+
+
+@runtime_checkable
 class Likelihood(Protocol):
     """D(X | c_T) of eq. 9."""
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, TrainConfig, to_dict
+from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig, to_dict
 from draw.errors import UserError
 from draw.presets import PRESETS, preset
 
@@ -47,8 +47,8 @@ def train(options: Any) -> None:
 
     stop = _StopSignals()
     records = run.train(
-        config, out, data=data, device=options.device, resume=options.resume, minutes=options.minutes,
-        stop=lambda: stop.received, tensorboard=options.tensorboard,
+        config, out, data=data, device=options.device, speed=_speed(options), resume=options.resume,
+        minutes=options.minutes, stop=lambda: stop.received, tensorboard=options.tensorboard,
     )  # fmt: skip
     last: Any = None
     with stop, TrainingProgress(config.train, options.minutes, step, seconds) as progress:
@@ -139,7 +139,8 @@ def evaluate(options: Any) -> None:
     checkpoint, model = _load_model(options)
     data = _data_for(checkpoint, options)
     with bar("evaluate") as progress:
-        result = evaluate(model, data, EvalConfig(**_given(options, EvalConfig)), progress=progress)
+        settings = EvalConfig(**_given(options, EvalConfig))
+        result = evaluate(model, data, settings, speed=_speed(options), progress=progress)
     if options.json:
         _print_json(dataclasses.asdict(result))
         return
@@ -343,6 +344,15 @@ def _load_model(options: Any) -> "tuple[Checkpoint, DRAW]":
 
     found = checkpoint.find(options.model)
     return found, found.model(choose_device(options.device))
+
+
+def _speed(options: Any) -> SpeedConfig:
+    """How the command line wants it computed; the number of threads is set."""
+    from draw import fast
+
+    speed = SpeedConfig(**_given(options, SpeedConfig))
+    fast.set_threads(speed.threads)
+    return speed
 
 
 def _load(config: DataConfig, options: Any) -> "DataSet":
