@@ -7,6 +7,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests themselves run in parallel
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so do the commands that they start
 
 
 @pytest.fixture(scope="session")

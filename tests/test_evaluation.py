@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from draw.config import EvalConfig
+from draw.config import EvalConfig, SpeedConfig
 from draw.errors import UserError
 from draw.evaluation import evaluate, spread
 from draw.model import DRAW
@@ -127,7 +127,8 @@ def test_no_batch_is_larger_than_asked_whatever_k(model, data):
 
     model.step = watched
     try:
-        evaluate(model, data, EvalConfig(importance_samples=1000, samples=30, batch_size=16))
+        settings = EvalConfig(importance_samples=1000, samples=30, batch_size=16)
+        evaluate(model, data, settings, speed=SpeedConfig(compile="off"))
     finally:
         del model.step
     assert largest == 16

@@ -1,9 +1,13 @@
 """On a CUDA device: the same numbers as on the CPU."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from draw.config import ModelConfig
+from draw.config import ModelConfig, SpeedConfig
 from draw.evaluation import evaluate
 from draw.model import DRAW
 from draw.objective import losses
@@ -28,8 +32,16 @@ def test_a_cuda_device_agrees_with_the_cpu(sizes):
 
 
 def test_training_and_measuring_run_on_the_device():
-    trainer = Trainer(small_config(), data_set(), "cuda")
+    # Types are checked while testing, which torch.compile cannot trace: the fast path has a process of its own below.
+    trainer = Trainer(small_config(), data_set(), "cuda", speed=SpeedConfig(compile="off"))
     for _ in range(3):
         trainer.train_step(0.0)
     assert trainer.model.canvas0.is_cuda
-    assert evaluate(trainer.ema, trainer.data).images == 13
+    assert evaluate(trainer.ema, trainer.data, speed=SpeedConfig(compile="off")).images == 13
+
+
+@pytest.mark.slow
+def test_the_compiled_step_and_the_captured_update_agree():
+    script = Path(__file__).with_name("compiled_step.py")
+    done = subprocess.run([sys.executable, script, "cuda"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

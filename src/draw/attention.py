@@ -80,7 +80,7 @@ class FullWrite(nn.Module):
 
     def forward(self, h_dec: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b c h w"], None]:
         """The stroke in logits, and no window."""
-        return self.to_stroke(h_dec).unflatten(1, self.image_shape), None
+        return self.to_stroke(h_dec).view(-1, *self.image_shape), None
 
 
 class AttentiveWrite(nn.Module):
@@ -96,5 +96,5 @@ class AttentiveWrite(nn.Module):
     def forward(self, h_dec: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b c h w"], Window]:
         """The stroke in logits, and the window it went through."""
         window = self.to_window(h_dec)
-        patch = self.to_patch(h_dec).unflatten(1, self.patch_shape)  # 28
+        patch = self.to_patch(h_dec).view(-1, *self.patch_shape)  # 28
         return deposit(patch, window, self.height, self.width), window

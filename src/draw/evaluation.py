@@ -84,9 +84,9 @@ def evaluate(
     """
     config = config or EvalConfig()
     require_shape(data, model.config)
-    unroll = fast.unroll_for(model, speed or SpeedConfig())
     started = time.perf_counter()
     images = data.images[config.split][spread(len(data.images[config.split]), config.images)]
+    unroll = fast.unroll_for(model, speed or SpeedConfig(), len(images) * (config.samples + config.importance_samples))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     per_image: list[Float[Tensor, "b k"]] = []
     for first in range(0, len(images), per_pass):

@@ -4,6 +4,8 @@ The plain model never knows. Each way has the interface `Unroll` and gives the n
 hold it to; without this file training and measuring would only be slower.
 """
 
+import importlib.util
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -12,17 +14,70 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from draw import deferred, native
 from draw.config import SpeedConfig
+from draw.errors import UserError
 from draw.model import DRAW
 from draw.types import Gaussian, Latent, State, Unroll
 
 MOST_THREADS = 8  # more only wait for each other at the sizes of this model
+COMPILE_SECONDS = 2.0  # what compiling the kernels takes, about
+PLAIN_RATE = 5e10  # operations a second of a forward pass on the plain path, about
+log = logging.getLogger("draw")
 
 
-def unroll_for(model: DRAW, speed: SpeedConfig) -> Unroll:
-    """The fastest way to unroll a model where its weights are."""
-    unroll: Unroll = model.unroll
+def unroll_for(model: DRAW, speed: SpeedConfig, images: int | None = None) -> Unroll:
+    """The fastest way to unroll a model where its weights are.
+
+    Args:
+        model: Its weights are read at each call.
+        speed: What the user asked for.
+        images: How many will go through it, each glimpse by glimpse, if that is known: few do not repay compiling.
+
+    Raises:
+        UserError: If what was asked for cannot be had here.
+    """
+    unroll = _unroll_for(model, speed, images)
     return recomputed(unroll) if speed.checkpoint_glimpses else unroll
+
+
+def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
+    kind = model.canvas0.device.type
+    precision = torch.bfloat16 if speed.precision == "bfloat16" else torch.float32
+    if speed.precision == "tf32":
+        if kind != "cuda":
+            raise UserError(f"precision tf32 needs a CUDA device, not {kind}; there is also bfloat16")
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if speed.compile == "off":
+        return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
+    if kind == "cuda":
+        return deferred.unroll_for(model, precision, compiled=_has_triton())
+    if kind == "cpu" and native.supports(model):
+        if speed.compile == "on" or _repays_compiling(model, images):
+            try:
+                return native.unroll_for(model, precision)
+            except UserError as error:
+                if speed.compile == "on":
+                    raise
+                log.warning("draw: on the plain path, which takes about twice the time: %s", error)
+    elif speed.compile == "on":
+        what = "this device" if kind != "cpu" else "a model with pieces other than the paper's"
+        raise UserError(f"compile on: there is no fast path for {what}; leave it at auto")
+    return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
+
+
+def _has_triton() -> bool:
+    """Whether torch.compile can make kernels for this CUDA device."""
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability() >= (7, 0)
+
+
+def _repays_compiling(model: DRAW, images: int | None) -> bool:
+    # A function of the work alone, whether or not compiled kernels are at hand: the same run takes the same path.
+    if images is None:
+        return True
+    weights = sum(weight.numel() for weight in model.parameters())
+    plain_seconds = 2 * weights * model.config.steps * images / PLAIN_RATE
+    return plain_seconds > 2 * COMPILE_SECONDS  # of which about half are saved
 
 
 def recomputed(unroll: Unroll) -> Unroll:
@@ -42,6 +97,11 @@ def recomputed(unroll: Unroll) -> Unroll:
         return state, _joined(latents)
 
     return in_segments
+
+
+def update_for(update: Callable[..., None], device: torch.device, speed: SpeedConfig) -> Callable[..., None]:
+    """The fastest way to run a training step's update, a function of tensors, on a device."""
+    return captured(update) if device.type == "cuda" and speed.compile != "off" else update
 
 
 def captured(update: Callable[..., None], warmup: int = 3) -> Callable[..., None]:

@@ -170,6 +170,11 @@ def data_folder(data_dir: Path | None = None) -> Path:
         return Path(data_dir).expanduser()
     if given := os.environ.get("DRAW_DATA"):
         return Path(given).expanduser()
+    return cache_folder()
+
+
+def cache_folder() -> Path:
+    """The platform's cache folder for this package."""
     if sys.platform == "win32":
         cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":

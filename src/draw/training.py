@@ -68,13 +68,16 @@ class Trainer:
         *,
         speed: SpeedConfig | None = None,
     ) -> None:
+        speed = speed or SpeedConfig()
         self.config = config
         self.device = torch.device(device)
         self.data = data.to(device)
         self.step = 0
         self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.unroll = fast.unroll_for(self.model, speed or SpeedConfig())
+        steps = None if config.train.schedule_minutes else config.train.iterations
+        images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two
+        self.unroll = fast.unroll_for(self.model, speed, images)
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
         on_cuda = self.device.type == "cuda"
@@ -83,7 +86,7 @@ class Trainer:
         )
         # steps, bound, loss_x, loss_z, grad_norm since the last log line
         self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
-        self._update_once = fast.captured(self._update) if on_cuda else self._update
+        self._update_once = fast.update_for(self._update, self.device, speed)
         for parameter in self.model.parameters():  # so that the state has the same tensors before the first step
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(0.0, device=device),

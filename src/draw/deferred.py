@@ -1,0 +1,128 @@
+"""The plain model's glimpses, with the gradient of each weight left to one product over all of them.
+
+For any pieces on any device: the model's own step runs under a mode that sees every linear layer. A layer's backward
+pass then gives the gradient of its input alone, and after the first glimpse's each weight has its gradient from one
+product instead of T products and T sums. Also where the precision of the layers' products is set.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+from draw.model import DRAW, stack
+from draw.types import Latent, State, Unroll
+
+
+def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled: bool = False) -> Unroll:
+    """The glimpses of any model.
+
+    Args:
+        model: Its weights are read at each call.
+        precision: Of the factors and the result of the linear layers' products; all else is as it was.
+        compiled: Fuse what is around the products by torch.compile.
+    """
+
+    def step(
+        state: State, eps: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], marks: list[Tensor]
+    ) -> tuple[State, Latent, list[Tensor]]:
+        inputs: list[Tensor] = []
+        with _Marked(weights, biases, marks, inputs):
+            state, trace = model.step(state, eps, x)
+        return state, trace.latent, inputs
+
+    run = torch.compile(step, dynamic=False, fullgraph=True) if compiled else step
+    layers = _Listed()
+
+    def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
+        if x is None:
+            return model.unroll(state, eps)
+        if not layers.weights:
+            with torch.no_grad(), layers:  # one glimpse, to see which layers it uses in what order
+                model.step(State(*(value[:1] for value in state)), eps[0, :1], x[:1])
+        inputs: list[list[Tensor]] = []
+        marks = _Gradients.apply(inputs, *eps.shape[:2], precision, *layers.weights, *layers.biases)
+        weights = [weight.detach().to(precision) for weight in layers.weights]
+        biases = [bias.detach() for bias in layers.biases]
+        state = State(*(value.contiguous() for value in state))  # one layout, hence one compiled step
+        latents = []
+        for eps_t, *marks_t in zip(eps, *(mark.unbind() for mark in marks), strict=True):
+            state, latent, used = run(state, eps_t, x, weights, biases, marks_t)
+            latents.append(latent)
+            inputs.append([value.detach() for value in used])
+        return state, stack(latents)
+
+    return unroll
+
+
+class _Listed(TorchFunctionMode):
+    """Lists the weight and bias of every linear layer that runs within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+        self.biases: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is linear:
+            _, weight, bias = args
+            self.weights.append(weight)
+            self.biases.append(bias)
+        return func(*args, **(kwargs or {}))
+
+
+class _Marked(TorchFunctionMode):
+    """Runs every linear layer within it as `_Layer`, and lists the inputs."""
+
+    def __init__(self, weights: list[Tensor], biases: list[Tensor], marks: list[Tensor], inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.weights, self.biases, self.marks, self.inputs = weights, biases, marks, inputs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not linear:
+            return func(*args, **(kwargs or {}))
+        index = len(self.inputs)
+        self.inputs.append(args[0])
+        return _Layer.apply(args[0], self.weights[index], self.biases[index], self.marks[index])
+
+
+class _Layer(torch.autograd.Function):
+    """A linear layer whose output's gradient goes to a mark, a tensor that is never read, and not to its weight."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, mark: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        if weight.dtype == input.dtype:
+            return linear(input, weight, bias)
+        return linear(input.to(weight.dtype), weight).to(input.dtype) + bias
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return (grad.to(weight.dtype) @ weight).to(grad.dtype), None, None, grad
+
+
+class _Gradients(torch.autograd.Function):
+    """The marks (t, b, out) of all layers; their gradients, complete after the first glimpse's, become the weights'."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: list[list[Tensor]], steps: int, b: int, precision: torch.dtype, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.inputs, ctx.precision = inputs, precision
+        weights = parameters[: len(parameters) // 2]
+        return tuple(weight.new_zeros(()).expand(steps, b, len(weight)) for weight in weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_weights, d_biases = [], []
+        for grad, inputs in zip(grads, zip(*ctx.inputs, strict=True), strict=True):
+            d_out = grad.flatten(0, 1)
+            product = d_out.to(ctx.precision).mT @ torch.cat(inputs).to(ctx.precision)
+            d_weights.append(product.to(grad.dtype))
+            d_biases.append(d_out.sum(0))
+        return None, None, None, None, *d_weights, *d_biases
