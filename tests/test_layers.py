@@ -22,7 +22,7 @@ LAYERS = (
     ("fast",),
     ("training", "evaluation", "figures", "curves"),
     ("run",),
-    ("progress",),
+    ("progress", "bench"),
     ("verbs",),
     ("cli",),
     ("__main__",),
