@@ -23,6 +23,7 @@ LAYERS = (
     ("training", "evaluation", "figures", "curves"),
     ("run",),
     ("progress", "bench"),
+    ("growth",),
     ("verbs",),
     ("cli",),
     ("__main__",),
