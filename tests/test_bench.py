@@ -5,6 +5,8 @@ import gc
 import itertools
 import json
 import os
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from draw.presets import preset
 from test_cli import refused  # noqa: F401  # a fixture
 from tiny import config
 
+GPU = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 CPU = torch.device("cpu")
 TINY = ["--preset", "demo", "--height", "6", "--width", "5", "--steps", "3", "--enc-size", "7", "--dec-size", "6",
         "--batch-size", "4", "--repeats", "2", "--device", "cpu"]  # fmt: skip
@@ -259,3 +262,15 @@ def test_growth_is_a_table_a_json_file_and_a_plot_for_each_axis(no_processes, ca
 )
 def test_a_mistake_is_one_line(refused, arguments, message):  # noqa: F811
     assert message in refused("bench", *arguments)
+
+
+# The script for CUDA machines
+
+
+def test_the_script_for_cuda_machines_asks_for_timings_that_the_command_knows():
+    script = runpy.run_path(str(GPU))
+    commands = script["bench_commands"](script["parsed"](["--out", "x"]))
+    assert len(commands) == 3 * 3 + 2
+    parser = cli.build_parser()
+    for arguments in commands.values():
+        assert parser.parse_known_args(arguments)[1] == []
