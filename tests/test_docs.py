@@ -60,7 +60,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
         assert cli.main([*arguments, *small]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("document", sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
+@pytest.mark.parametrize("document", sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")))
 def test_the_commands_of_the_documents_are_well_formed(document):
     for arguments in commands(document):
         _, rest = cli.build_parser().parse_known_args(arguments)
@@ -68,6 +68,6 @@ def test_the_commands_of_the_documents_are_well_formed(document):
 
 
 def test_the_files_that_documents_point_to_exist():
-    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name}: {target}"

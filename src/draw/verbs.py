@@ -19,8 +19,10 @@ from draw.presets import PRESETS, preset
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from draw.bench import Report, Task, What
     from draw.checkpoint import Checkpoint
     from draw.data import DataSet
+    from draw.growth import Sweep
     from draw.model import DRAW
 
 
@@ -281,6 +283,135 @@ def curve(options: Any) -> None:
     records = run.read_log(options.run)
     curves.curve(records, options.out, title=str(options.run))
     _written({"curve": str(options.out)}, options)
+
+
+def bench(options: Any) -> None:
+    from draw.bench import measure
+    from draw.progress import bar
+
+    if options.images and options.what not in ("evaluate", "all"):
+        raise UserError("--images is for evaluate")
+    if options.grow:
+        _grow(options)
+        return
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+    speed = _speed(options)
+    reports = {}
+    for what in ("train", "evaluate", "sample") if options.what == "all" else (options.what,):
+        task = _bench_task(what, options)
+        with bar(f"bench {what}") as progress:
+            report = measure(
+                task, options.preset, speed,
+                against_plain=options.against == "plain", repeats=options.repeats, progress=progress,
+            )  # fmt: skip
+        reports[what] = dataclasses.asdict(report)
+        if options.out:
+            _write_json(options.out / f"{what}.json", reports[what])
+        if not options.json:
+            _print_report(report, first=len(reports) == 1)
+    if options.json:
+        _print_json(reports if options.what == "all" else reports[options.what])
+
+
+def _grow(options: Any) -> None:
+    """The sweeps of `draw bench --grow`, as a table, grow.json and a plot for each axis."""
+    from draw.growth import grow, plot
+    from draw.progress import bar
+
+    if options.what != "train":
+        raise UserError(f"--grow is of training steps: leave out {options.what!r}")
+    if options.against:
+        raise UserError("--grow sweeps one path: leave out --against; --compile off is the plain one")
+    if not options.out:
+        raise UserError("--grow needs a folder for its plots: --out DIR")
+    options.out.mkdir(parents=True, exist_ok=True)
+    speed = _speed(options)
+    with bar("bench --grow") as progress:
+        sweep = grow(_bench_task("train", options), options.preset, speed, repeats=options.repeats, progress=progress)
+    _write_json(options.out / "grow.json", dataclasses.asdict(sweep))
+    names = {"steps": "glimpses T", "batch": "images per step", "side": "image side, pixels", "hidden": "LSTM units"}
+    for axis, growth in sweep.axes.items():
+        plot(growth, f"{names[axis]}, preset {sweep.preset}", options.out / f"grow-{axis}.png")
+    if options.json:
+        _print_json(dataclasses.asdict(sweep))
+        return
+    _print_setting(sweep)
+    print(f"preset {sweep.preset}, {sweep.batch_size} images per step unless said, {sweep.repeats} repeats in turn")
+    print(f"{'':<8}{'size':>6}{'min ms':>12}{'median ms':>12}{'peak MB':>10}{'fixed MB':>10}")
+    for axis, growth in sweep.axes.items():
+        for point in growth.points:
+            memory = f"{point.peak_memory_bytes / 1e6:>10,.1f}{point.fixed_memory_bytes / 1e6:>10,.1f}"
+            print(f"{axis:<8}{point.size:>6}{_ms(point.seconds.min)}{_ms(point.seconds.median)}{memory}")
+        laws = {"time": growth.time, "memory above the fixed part": growth.memory}
+        print(" " * 8 + ", ".join(f"{name} ~ {axis}^{law.exponent:.2f}" for name, law in laws.items() if law))
+
+
+def _bench_task(what: "What", options: Any) -> "Task":
+    from draw.bench import Task
+    from draw.run import choose_device
+
+    config = preset(options.preset).replace(**_given(options, ModelConfig))
+    device = str(choose_device(options.device))
+    if what == "sample":
+        return Task(what, config.model, 64, 64, device)
+    if what == "train":
+        batch = options.batch_size or config.train.batch_size
+        return Task(what, config.model, batch, batch, device)
+    images = options.images or 2_000
+    return Task(what, config.model, images, min(images, options.batch_size or EvalConfig().batch_size), device)
+
+
+def _print_report(report: "Report", first: bool) -> None:
+    """A report as a table; the circumstances once, before the first."""
+    if first:
+        _print_setting(report)
+    what = {
+        "train": f"one step of {report.images:,} images",
+        "evaluate": f"{report.images:,} images, {report.batch_size:,} at a time",
+        "sample": f"{report.images:,} images drawn",
+    }[report.what]
+    print(f"\n{report.what}, preset {report.preset}: {what}; {report.repeats} repeats in turn")
+    print(f"{'':<20}{'min ms':>12}{'median ms':>12}")
+    rows = (
+        ("plain, float32", report.plain_s),
+        (f"fast, {report.floor_precision}", report.fast_s),
+        (f"floor, {report.floor_precision}", report.floor_s),
+        ("floor, float32", report.floor_float32_s),
+        ("draw sample, whole", report.process_s),
+    )
+    for name, pair in rows:
+        if pair:
+            print(f"{name:<20}{_ms(pair.min)}{_ms(pair.median)}")
+    for name, pair in {"plain / fast": report.plain_over_fast, "fast / floor": report.fast_over_floor}.items():
+        if pair:
+            print(f"{name:<20}{pair.min:>12.2f}{pair.median:>12.2f}")
+    print(f"{'images per second':<20}{'':>12}{report.images_per_s:>12,.0f}")
+    first_call, memory = f"{report.first_step_s:.2f} s", f"{report.peak_memory_bytes / 1e6:,.1f} MB"
+    if report.plain_first_step_s is not None and report.plain_peak_memory_bytes is not None:
+        first_call += f", plain {report.plain_first_step_s:.2f} s"
+        memory += f", plain {report.plain_peak_memory_bytes / 1e6:,.1f} MB"
+    print(f"{'first call':<20}  {first_call}")
+    print(f"{'peak memory':<20}  {memory}")
+
+
+def _print_setting(report: "Report | Sweep") -> None:
+    here, versions = report.hardware, report.versions
+    threads = f"{here['threads']} thread" + "s" * (here["threads"] > 1)
+    print(f"hardware  {here['processor']}, {here['cores']} cores, {threads}, device {here['device']}")
+    commit = report.commit or "an unknown commit"
+    print(f"versions  draw {versions['draw']} at {commit}, torch {versions['torch']}, python {versions['python']}")
+    print("computed  " + ", ".join(f"{name} {value}" for name, value in report.config["speed"].items()))
+
+
+def _ms(seconds: float) -> str:
+    return f"{1_000 * seconds:>12,.2f}"
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    from draw.checkpoint import write_text
+
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def data_list(options: Any) -> None:
