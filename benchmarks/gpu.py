@@ -134,7 +134,7 @@ def bench_commands(options: argparse.Namespace) -> dict[str, list[str]]:
     """The `draw bench` command lines, by the name of their result."""
     common = ["--preset", options.preset, "--device", options.device, "--repeats", str(options.repeats)]
     common += ["--against", "plain", *(TINY if options.small else ())]
-    batches = (4, 8) if options.small else (100, 128, 2_000)
+    batches = (4, 8) if options.small else (100, 128, 2_048)
     commands = {
         f"train-{batch}-{precision}": [
             "bench", "train", *common, "--batch-size", str(batch), "--precision", precision

@@ -49,6 +49,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
+    # Threads that wait for each other asleep: on a machine with other work, spinning ones take turns at being in the
+    # way, and a step can take ten times as long. Read when PyTorch is loaded, hence not in `draw.fast`.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:

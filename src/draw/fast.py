@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from draw.types import Gaussian, Latent, State, Unroll
 MOST_THREADS = 8  # more only wait for each other at the sizes of this model
 COMPILE_SECONDS = 2.0  # what compiling the kernels takes, about
 PLAIN_RATE = 5e10  # operations a second of a forward pass on the plain path, about
+P = ParamSpec("P")
+R = TypeVar("R")
 log = logging.getLogger("draw")
 
 
@@ -38,16 +41,16 @@ def unroll_for(model: DRAW, speed: SpeedConfig, images: int | None = None) -> Un
         UserError: If what was asked for cannot be had here.
     """
     unroll = _unroll_for(model, speed, images)
+    if speed.precision == "tf32":
+        unroll = _in_tf32(unroll)
     return recomputed(unroll) if speed.checkpoint_glimpses else unroll
 
 
 def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
     kind = model.canvas0.device.type
     precision = torch.bfloat16 if speed.precision == "bfloat16" else torch.float32
-    if speed.precision == "tf32":
-        if kind != "cuda":
-            raise UserError(f"precision tf32 needs a CUDA device, not {kind}; there is also bfloat16")
-        torch.backends.cuda.matmul.allow_tf32 = True
+    if speed.precision == "tf32" and kind != "cuda":
+        raise UserError(f"precision tf32 needs a CUDA device, not {kind}; there is also bfloat16")
     if speed.compile == "off":
         return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
     if kind == "cuda":
@@ -64,6 +67,20 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
         what = "this device" if kind != "cpu" else "a model with pieces other than the paper's"
         raise UserError(f"compile on: there is no fast path for {what}; leave it at auto")
     return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
+
+
+def _in_tf32(function: Callable[P, R]) -> Callable[P, R]:
+    """The same with all matrix products in TF32, the filters' with patches included."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        matmul = torch.backends.cuda.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        try:
+            return function(*args, **kwargs)
+        finally:
+            matmul.fp32_precision = before
+
+    return run
 
 
 def _has_triton() -> bool:
@@ -101,6 +118,8 @@ def recomputed(unroll: Unroll) -> Unroll:
 
 def update_for(update: Callable[..., None], device: torch.device, speed: SpeedConfig) -> Callable[..., None]:
     """The fastest way to run a training step's update, a function of tensors, on a device."""
+    if speed.precision == "tf32":  # the backward pass too
+        update = _in_tf32(update)
     return captured(update) if device.type == "cuda" and speed.compile != "off" else update
 
 
