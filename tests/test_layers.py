@@ -17,7 +17,7 @@ LAYERS = (
     ("config", "noise", "types"),
     ("presets", "filterbank", "distributions", "sources", "glyphs"),
     ("attention", "published"),
-    ("model", "pictures"),
+    ("model", "pictures", "shards"),
     ("data", "objective", "checkpoint", "render"),
     ("fast",),
     ("training", "evaluation", "figures", "curves"),
