@@ -19,7 +19,7 @@ LAYERS = (
     ("attention", "published"),
     ("model", "pictures", "shards"),
     ("data", "objective", "checkpoint", "render"),
-    ("fast",),
+    ("fast", "packing"),
     ("training", "evaluation", "figures", "curves"),
     ("run",),
     ("progress",),
