@@ -277,6 +277,7 @@ def test_a_pack_that_is_not_finished_leaves_nothing(tmp_path, error):
         write_shards(tmp_path / "packed", WHOLE | {"test": stream()})
     assert [*tmp_path.rglob("*")] == [tmp_path / "packed"]
     write_shards(tmp_path / "packed", WHOLE)  # an empty folder is as good as none
+    assert [*tmp_path.iterdir()] == [tmp_path / "packed"]
 
 
 def test_a_folder_in_use_is_left_as_it_is(tmp_path):
@@ -557,6 +558,12 @@ def test_the_images_checksum_is_that_of_the_pixels(packed):
 @pytest.mark.parametrize("asked", ["none", "stochastic"])
 def test_grey_pixels_can_be_read_either_way(packed, asked):
     assert load_data(settings_of(packed, binarization=asked)).binarization == asked
+
+
+def test_two_valued_pixels_are_static_whatever_is_asked(tmp_path):
+    bits = of_splits(**{split: images(9) // 128 * 255 for split in SPLITS})
+    write_shards(tmp_path / "packed", bits, binarization="none")
+    assert load_data(settings_of(tmp_path / "packed", binarization="none")).binarization == "static"
 
 
 def test_static_pixels_are_drawn_when_packing_and_not_later(packed):
