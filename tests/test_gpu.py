@@ -7,6 +7,7 @@ from draw.config import ModelConfig
 from draw.evaluation import evaluate
 from draw.model import DRAW
 from draw.objective import losses
+from draw.packing import write_shards
 from draw.training import Trainer
 from small import data_set, small_config
 from tiny import inputs
@@ -33,3 +34,13 @@ def test_training_and_measuring_run_on_the_device():
         trainer.train_step(0.0)
     assert trainer.model.canvas0.is_cuda
     assert evaluate(trainer.ema, trainer.data).images == 13
+
+
+def test_a_pack_gives_the_device_the_batches_of_its_source(tmp_path):
+    source = data_set(binarization="stochastic", grey=True)
+    streams = {split: [images.numpy()] for split, images in source.images.items()}
+    packed = write_shards(tmp_path / "packed", streams, binarization="stochastic")
+    ours, theirs = (Trainer(small_config(), data, "cuda") for data in (packed, source))
+    for step in range(3):
+        assert ours.batch(step).is_cuda
+        assert torch.equal(ours.batch(step), theirs.batch(step))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -366,6 +367,16 @@ def test_what_was_read_is_the_callers_own(packed):
     shards, tensor = rows_of(packed)
     shards[:].zero_()
     assert torch.equal(shards[:], tensor)
+
+
+def test_what_the_system_reads_in_parts_is_whole(packed, monkeypatch):
+    class Slow(io.FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:7])
+
+    shards, tensor = rows_of(packed)
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Slow(self))
+    assert torch.equal(shards[3:25], tensor[3:25])
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to see its memory")
