@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -392,6 +394,15 @@ def test_memory_does_not_grow_with_what_was_read(tmp_path):
         total += len(rows[torch.arange(first, first + 250)]) + len(rows[first : first + 250])
     assert total == 2 * 16_000
     assert resident() - before < 8e6  # of 64e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to see its memory")
+def test_the_benchmark_of_memory_runs_and_cleans_up(tmp_path, monkeypatch, capsys):
+    arguments = ["--gigabytes", "0.001", "--steps", "2", "--batch-size", "10", "--dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["packed_memory.py", *arguments])
+    runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "packed_memory.py"), run_name="__main__")
+    assert "| step | anonymous MB | total MB |" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 # Training and measuring.
