@@ -11,6 +11,7 @@ from draw.config import ModelConfig, SpeedConfig
 from draw.evaluation import evaluate
 from draw.model import DRAW
 from draw.objective import losses
+from draw.packing import write_shards
 from draw.training import Trainer
 from small import data_set, small_config
 from tiny import inputs
@@ -45,3 +46,13 @@ def test_the_compiled_step_and_the_captured_update_agree():
     script = Path(__file__).with_name("compiled_step.py")
     done = subprocess.run([sys.executable, script, "cuda"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_pack_gives_the_device_the_batches_of_its_source(tmp_path):
+    source = data_set(binarization="stochastic", grey=True)
+    streams = {split: [images.numpy()] for split, images in source.images.items()}
+    packed = write_shards(tmp_path / "packed", streams, binarization="stochastic")
+    ours, theirs = (Trainer(small_config(), data, "cuda") for data in (packed, source))
+    for step in range(3):
+        assert ours.batch(step).is_cuda
+        assert torch.equal(ours.batch(step), theirs.batch(step))

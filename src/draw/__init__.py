@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from draw.evaluation import Evaluation as Evaluation
     from draw.evaluation import evaluate as evaluate
     from draw.model import DRAW as DRAW
+    from draw.packing import pack_data as pack_data
+    from draw.packing import write_shards as write_shards
     from draw.presets import PRESETS as PRESETS
     from draw.run import train as train
 
@@ -40,7 +42,9 @@ _HOME = {  # where each public name lives
     "evaluate": "evaluation",
     "load": "checkpoint",
     "load_data": "data",
+    "pack_data": "packing",
     "train": "run",
+    "write_shards": "packing",
 }
 
 __all__ = [*_HOME]

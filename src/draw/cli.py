@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import draw
 from draw import verbs
-from draw.config import SEEDS, DataConfig, EvalConfig, ModelConfig, SpeedConfig, TrainConfig, type_name
+from draw.config import SEEDS, SHARD_MB, DataConfig, EvalConfig, ModelConfig, SpeedConfig, TrainConfig, type_name
 from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
@@ -166,21 +166,29 @@ def build_parser() -> Parser:
     _fields(bench, ModelConfig, "the preset's")
     _fields(bench, SpeedConfig)
 
-    data = verb("data", lambda options: options.parser.print_help(), "list, get, check and preview data sets")
+    data = verb("data", lambda options: options.parser.print_help(), "list, get, check, preview and pack data sets")
     actions = data.add_subparsers(metavar="ACTION", parser_class=Parser)
     _common(verb("list", verbs.data_list, "the named data sets, and which are here", actions))
     get = verb("get", verbs.data_get, "download a data set and check it", actions)
     check = verb("check", verbs.data_check, "check a data set's files against their checksums", actions)
+    get.add_argument("name", metavar="NAME", help="a data set's name")
+    check.add_argument("name", metavar="NAME", help="a data set's name, or packed:DIR")
     for action in (get, check):
-        action.add_argument("name", metavar="NAME")
         _common(action)
     preview = verb("preview", verbs.data_preview, "a contact sheet of a data set", actions)
-    preview.add_argument("source", metavar="NAME", help="a data set's name, folder:PATH, PATH.npy or PATH.npz")
+    pack = verb("pack", verbs.data_pack, "write a data set as shards, to train without holding it in memory", actions)
+    for action in (preview, pack):
+        field = next(field for field in dataclasses.fields(DataConfig) if field.name == "source")
+        action.add_argument("source", metavar="SOURCE", help=field.metadata["help"])
     preview.add_argument("-n", type=_count, default=64, help="how many images; default 64")
     preview.add_argument("--split", default="train", choices=("train", "valid", "test"), help="default train")
     preview.add_argument("--out", type=Path, default=Path("preview.png"), help="a PNG; default preview.png")
-    _common(preview)
-    _fields(preview, DataConfig, leave_out=("source",))
+    pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, then packed:DIR")
+    most = f"most megabytes of one file of images; default {SHARD_MB}"
+    pack.add_argument("--shard-mb", type=_positive, default=SHARD_MB, help=most)
+    for action in (preview, pack):
+        _common(action)
+        _fields(action, DataConfig, leave_out=("source",))
     return parser
 
 

@@ -21,6 +21,7 @@ Compile = Literal["auto", "on", "off"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 C = TypeVar("C")
 SEEDS = range(2**63)  # what torch's generators take
+SHARD_MB = 256  # most megabytes (2**20 bytes) of one file of packed images
 
 
 def _option(default: Any, help: str, flag: str | None = None) -> Any:
@@ -68,7 +69,7 @@ class ModelConfig:
 class DataConfig:
     """Which images, and how their intensities become the targets of the likelihood."""
 
-    source: str = _option("glyphs", "a data set's name, folder:PATH, PATH.npy or PATH.npz", flag="data")
+    source: str = _option("glyphs", "a data set's name, folder:PATH, packed:DIR, PATH.npy or PATH.npz", flag="data")
     binarization: Binarization = _option(
         "auto",
         "static, stochastic (fresh every epoch), none; auto: static if two-valued, none if colour, else stochastic",
@@ -222,8 +223,7 @@ def from_dict(cls: Callable[..., C], values: Any, where: str = "") -> C:
         path = f"{where}.{key}" if where else key
         if key not in hints:
             raise UserError(f"unknown setting {path!r}; {nearest(key, hints)}")
-        nested = dataclasses.is_dataclass(hints[key])
-        arguments[key] = from_dict(hints[key], value, path) if nested else _checked(path, value, hints[key])
+        arguments[key] = _read(path, value, hints[key])
     return cls(**arguments)
 
 
@@ -264,6 +264,18 @@ def type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join("none" if a is type(None) else a.__name__ for a in typing.get_args(hint))
     return str(hint.__name__)
+
+
+def _read(path: str, value: Any, hint: Any) -> Any:
+    """A field's value from JSON's: an object, a list (`tuple[X, ...]`), a table (`dict[str, X]`), or a plain one."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path)  # type: ignore[arg-type]  # the class, not an instance
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(f"{path}[{i}]", entry, typing.get_args(hint)[0]) for i, entry in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _read(f"{path}.{key}", entry, typing.get_args(hint)[1]) for key, entry in value.items()}
+    return _checked(path, value, hint)
 
 
 def _checked(path: str, value: Any, hint: Any) -> Any:

@@ -1,20 +1,24 @@
-"""Data sets as in-memory tensors, binarisation, and batches in an order that is a function of seed and step."""
+"""Data sets in memory or packed on disk, binarisation, and batches in an order that is a function of seed and step."""
 
 import dataclasses
 import functools
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
-from draw import glyphs, pictures, published, sources
+from draw import glyphs, pictures, published, shards, sources
 from draw.config import DataConfig
 from draw.errors import UserError, nearest
 from draw.noise import seeded
 from draw.published import Arrays
+from draw.shards import Shards
 from draw.sources import Progress
 
 Images = UInt8[Tensor, "_ c h w"]  # splits differ in length
@@ -28,7 +32,7 @@ class DataSet:
     """Images by split (train, valid, test), 0 is black or paper, and labels by split where they are known."""
 
     name: str
-    images: dict[str, Images]
+    images: dict[str, Images | Shards]  # in memory, or on disk and indexed alike
     labels: dict[str, Labels]
     binarization: str  # static, stochastic or none: what `intensities` does
     notes: tuple[str, ...] = ()  # what a user should know, a line each
@@ -43,10 +47,18 @@ class DataSet:
     def mean_pixel(self) -> float:
         """The mean intensity of the training images, in [0, 1]."""
         train = self.images["train"]
+        if isinstance(train, Shards):
+            return train.mean_pixel
         return train.sum(dtype=torch.int64).item() / (255 * train.numel())
 
+    @property
+    def images_sha256(self) -> str:
+        """The SHA-256 of the training images' pixels in their order: the same in memory and packed."""
+        train = self.images["train"]
+        return train.sha256 if isinstance(train, Shards) else hashlib.sha256(train.cpu().numpy().data).hexdigest()
+
     def to(self, device: torch.device | str) -> "DataSet":
-        """The same set on a device, still 8 bits a pixel."""
+        """The same set on a device, still 8 bits a pixel; packed images stay on disk."""
         return dataclasses.replace(
             self,
             images={split: tensor.to(device) for split, tensor in self.images.items()},
@@ -66,18 +78,26 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
     Raises:
         UserError: If there is no such source, or it cannot be read; the message says what to do.
     """
-    arrays = _complete(_read(config, data_dir, progress), config)
+    if config.source.startswith("packed:"):
+        return _packed(config)
+    arrays = _complete(read_source(config, data_dir, progress), config)
     tensors = {split: torch.tensor(arrays.images[split]).contiguous() for split in ("train", "valid", "test")}
     labels = {split: torch.tensor(numbers) for split, numbers in arrays.labels.items()}
-    binarization: str = config.binarization
-    if all(_two_valued(tensor) for tensor in tensors.values()):
-        binarization = "static"
-    elif binarization == "auto":
-        binarization = "none" if tensors["train"].shape[1] == 3 else "stochastic"
-    elif binarization == "static":
+    two_valued = all(_two_valued(tensor) for tensor in tensors.values())
+    binarization = resolved(config.binarization, two_valued, tensors["train"].shape[1])
+    if binarization == "static" and not two_valued:
         for split, tensor in tensors.items():
             _binarize(tensor, seeded(config.data_seed, "static", split))
-    return DataSet(config.source, tensors, labels, binarization, arrays.notes)
+    return DataSet(config.source, {**tensors}, labels, binarization, arrays.notes)
+
+
+def resolved(asked: str, two_valued: bool, channels: int) -> str:
+    """The binarization of a set: the one asked for, or by the rule of `auto`; two-valued images are always static."""
+    if two_valued:
+        return "static"
+    if asked == "auto":
+        return "none" if channels == 3 else "stochastic"
+    return asked
 
 
 def intensities(
@@ -129,53 +149,95 @@ def _permutation(n: int, seed: int, epoch: int) -> Int64[Tensor, " n"]:
     return torch.randperm(n, generator=seeded(seed, "order", epoch))
 
 
-def _read(config: DataConfig, data_dir: Path | None, progress: Progress | None) -> Arrays:
-    """The source's own arrays and splits."""
+def path_of(config: DataConfig) -> Path:
+    """The path of folder:PATH, packed:DIR, or a file's own.
+
+    Raises:
+        UserError: If there is none, or settings are given that are for folders only.
+    """
     source = config.source
-    if source == "folder:":
-        raise UserError("folder: needs a path, such as folder:photos")
-    if source.startswith("folder:"):
-        folder = Path(source.removeprefix("folder:")).expanduser()
-        return pictures.read_folder(folder, config.size_hw, config.grey, config.skip_bad, progress)
-    if config.size is not None or config.grey:
+    prefix = next((prefix for prefix in ("folder:", "packed:") if source.startswith(prefix)), "")
+    if prefix and source == prefix:
+        raise UserError(f"{prefix} needs a path, such as {prefix}photos")
+    if prefix != "folder:" and (config.size is not None or config.grey):
         raise UserError(f"size and grey are for folder:PATH, not for {source}")
+    return Path(source.removeprefix(prefix)).expanduser()
+
+
+def _packed(config: DataConfig) -> DataSet:
+    """A pack; what was decided when it was made, the splits and static pixels among it, is not decided again."""
+    folder = path_of(config)
+    manifest = shards.read_manifest(folder)
+    if config.binarization == "static" != manifest.binarization:
+        raise UserError(
+            f"{config.source} has binarization {manifest.binarization}: static pixels are drawn when a set is packed; "
+            f"pack it with --binarization static"
+        )
+    fixed = manifest.binarization == "static" or config.binarization == "auto"
+    return DataSet(
+        config.source,
+        {split: Shards(folder, manifest, split) for split in shards.SPLITS},
+        {split: torch.from_numpy(numbers) for split, numbers in shards.read_labels(folder, manifest).items()},
+        manifest.binarization if fixed else config.binarization,
+        manifest.notes,
+    )
+
+
+def read_source(config: DataConfig, data_dir: Path | None, progress: Progress | None) -> Arrays:
+    """The arrays and splits of a source that is no pack, as `load_data` completes them."""
+    source, path = config.source, path_of(config)
+    if source.startswith("folder:"):
+        return pictures.read_folder(path, config.size_hw, config.grey, config.skip_bad, progress)
     if source.endswith((".npy", ".npz")):
-        return pictures.read_array(Path(source).expanduser())
+        return pictures.read_array(path)
     if source == "glyphs":
         drawn = {split: glyphs.render(config.data_seed, split, n) for split, n in glyphs.SIZES.items()}
         return Arrays({split: x for split, (x, _) in drawn.items()}, {split: y for split, (_, y) in drawn.items()})
     if source in sources.SOURCES:
         return published.read(source, data_dir, progress)
-    if source and Path(source).expanduser().is_dir():
-        raise UserError(f"{source} is a folder: write folder:{source}")
+    if source and path.is_dir():
+        kind = "packed" if (path / shards.MANIFEST).is_file() else "folder"
+        raise UserError(f"{source} is a folder: write {kind}:{source}")
     raise UserError(
-        f"unknown data set {source!r} (and no folder:PATH, PATH.npy or PATH.npz); {nearest(source, sources.SOURCES)}"
+        f"unknown data set {source!r} (and no folder:PATH, packed:DIR, PATH.npy or PATH.npz); "
+        f"{nearest(source, sources.SOURCES)}"
     )
 
 
 def _complete(arrays: Arrays, config: DataConfig) -> Arrays:
     """With a seeded tenth of the training images held out for each split that is missing."""
-    pixels, labels, notes = dict(arrays.images), dict(arrays.labels), list(arrays.notes)
-    missing = [split for split in ("valid", "test") if split not in pixels]
-    n = len(pixels["train"])
+    missing = [split for split in ("valid", "test") if split not in arrays.images]
+    if not missing:
+        return arrays
+    rows, notes = held_out(config.source, len(arrays.images["train"]), missing, config.data_seed)
+    pixels = arrays.images | {split: arrays.images["train"][index] for split, index in rows.items()}
+    labels = dict(arrays.labels)
+    if "train" in labels:
+        labels |= {split: labels["train"][index] for split, index in rows.items()}
+    return Arrays(pixels, labels, arrays.notes + notes)
+
+
+def held_out(
+    name: str, n: int, missing: Sequence[str], data_seed: int
+) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...]]:
+    """The rule by which missing splits are made of n training images: a seeded tenth each, at least one image.
+
+    Args:
+        name: Of the set, for the message.   missing: valid, test or both.
+
+    Returns:
+        Which training images are in each missing split and which stay in `train`, in ascending order; notes.
+
+    Raises:
+        UserError: If there are too few images.
+    """
     tenth = max(1, n // 10)
     if n <= tenth * len(missing):
-        raise UserError(
-            f"{config.source} has {n} training images; {len(missing) + 1} or more are needed for the splits"
-        )
-    order = torch.randperm(n, generator=seeded(config.data_seed, "held out")).numpy()
-    for split in missing:
-        held, order = np.sort(order[:tenth]), order[tenth:]
-        pixels[split] = pixels["train"][held]
-        if "train" in labels:
-            labels[split] = labels["train"][held]
-        notes.append(f"{split}: {tenth:,} of the {n:,} training images, held out by data_seed {config.data_seed}")
-    if missing:
-        kept = np.sort(order)
-        pixels["train"] = pixels["train"][kept]
-        if "train" in labels:
-            labels["train"] = labels["train"][kept]
-    return Arrays(pixels, labels, tuple(notes))
+        raise UserError(f"{name} has {n} training images; {len(missing) + 1} or more are needed for the splits")
+    order = torch.randperm(n, generator=seeded(data_seed, "held out")).numpy()
+    rows = {split: np.sort(order[i * tenth : (i + 1) * tenth]) for i, split in enumerate(missing)}
+    notes = [f"{split}: {tenth:,} of the {n:,} training images, held out by data_seed {data_seed}" for split in missing]
+    return rows | {"train": np.sort(order[len(missing) * tenth :])}, tuple(notes)
 
 
 def _two_valued(tensor: Images) -> bool:

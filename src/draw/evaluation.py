@@ -85,12 +85,13 @@ def evaluate(
     config = config or EvalConfig()
     require_shape(data, model.config)
     started = time.perf_counter()
-    images = data.images[config.split][spread(len(data.images[config.split]), config.images)]
-    unroll = fast.unroll_for(model, speed or SpeedConfig(), len(images) * (config.samples + config.importance_samples))
+    images = data.images[config.split]
+    chosen = spread(len(images), config.images)
+    unroll = fast.unroll_for(model, speed or SpeedConfig(), len(chosen) * (config.samples + config.importance_samples))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     per_image: list[Float[Tensor, "b k"]] = []
-    for first in range(0, len(images), per_pass):
-        block = images[first : first + per_pass].to(model.canvas0.device)
+    for first in range(0, len(chosen), per_pass):
+        block = images[chosen[first : first + per_pass]].to(model.canvas0.device)
         x = intensities(block, data.binarization, seeded(config.seed, "binarize", first, device=block.device))
         x = x.to(model.canvas0.dtype)
         columns = [_bound_of(model, unroll, x, config, first)]
@@ -98,7 +99,7 @@ def evaluate(
             columns.append(_importance_weighted(model, unroll, x, config, first))
         per_image.append(torch.cat(columns, dim=1).double().cpu())
         if progress:
-            progress(first + len(block), len(images))
+            progress(first + len(block), len(chosen))
 
     table = torch.cat(per_image)
     steps = model.config.steps

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from draw import render
 from draw.attention import extract
+from draw.shards import Shards
 from draw.types import Trace, Window
 
 PATCH_N = 12  # filters along each axis of figure 3's patches
@@ -80,13 +81,13 @@ def figure_6(
 
 
 def nearest_images(
-    samples: Float[Tensor, "n c h w"], training: UInt8[Tensor, "m c h w"], chunk: int = 4_096
+    samples: Float[Tensor, "n c h w"], training: UInt8[Tensor, "m c h w"] | Shards, chunk: int = 4_096
 ) -> Int64[Tensor, " n"]:
     """The index of the training image nearest to each sample, by Euclidean distance over pixels.
 
     Args:
         samples: Intensities in [0, 1].
-        training: Intensities 0 to 255.
+        training: Intensities 0 to 255; packed ones are read through once.
         chunk: Training images at a time: bounds the memory.
     """
     points = samples.detach().flatten(1).cpu().double()

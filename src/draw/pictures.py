@@ -1,8 +1,11 @@
 """A user's own images: a folder of pictures, or a NumPy file."""
 
+import contextlib
+import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from draw.errors import UserError
-from draw.published import DECODING_ERRORS, Arrays, Images, open_arrays
+from draw.published import DECODING_ERRORS, Arrays, Images, Stream, open_arrays, rows_per_piece
 from draw.sources import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -19,6 +22,7 @@ SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "val
 LARGEST_SIDE = 4096  # pixels of a picture that is taken as it is
 LARGEST_FOLDER = 8 << 30  # bytes of all its pixels
 _LISTED = 10  # file names in a message
+ONE_IS_WHITE = "no value is above 1: 1 is taken as white"
 
 
 def read_folder(
@@ -44,12 +48,67 @@ def read_folder(
     Raises:
         UserError: If there is no such folder or no picture in it, files are unreadable, or sizes differ without `size`.
     """
+    pictures: dict[str, list[NDArray[np.uint8]]] = {}
+    stored = 0
+
+    def keep(split: str, picture: NDArray[np.uint8]) -> None:
+        nonlocal stored
+        pictures.setdefault(split, []).append(picture)
+        stored += picture.nbytes
+        if stored > LARGEST_FOLDER:
+            raise UserError(
+                f"the images of {folder} take more than {LARGEST_FOLDER >> 30} GiB; give --size 32, or pack them: "
+                f"draw data pack folder:{folder} --out DIR"
+            )
+
+    found = _survey(folder, size, grey, skip_bad, progress, keep)
+    return Arrays({split: _stacked(kept, found.colour) for split, kept in pictures.items()}, notes=found.notes)
+
+
+def stream_folder(
+    folder: Path,
+    size: tuple[int, int] | None = None,
+    grey: bool = False,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Stream:
+    """`read_folder` of any number of pictures: each is read twice, once to find what all have in common."""
+    found = _survey(folder, size, grey, skip_bad, progress)
+    rows = rows_per_piece((3 if found.colour else 1) * math.prod(found.size))
+
+    def pieces(paths: list[Path]) -> Iterator[Images]:
+        for first in range(0, len(paths), rows):
+            yield _stacked([_readable(path, size, grey) for path in paths[first : first + rows]], found.colour)
+
+    images = {split: pieces(paths) for split, paths in found.paths.items()}
+    return Stream(images, {split: len(paths) for split, paths in found.paths.items()}, notes=found.notes)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a folder's readable pictures have in common, and where they are, by split."""
+
+    paths: dict[str, list[Path]]
+    size: tuple[int, ...]  # height, width
+    colour: bool
+    notes: tuple[str, ...]
+
+
+def _survey(
+    folder: Path,
+    size: tuple[int, int] | None,
+    grey: bool,
+    skip_bad: bool,
+    progress: Progress | None,
+    keep: Callable[[str, NDArray[np.uint8]], None] = lambda split, picture: None,
+) -> _Survey:
+    """Reads every picture, and gives each to `keep` as long as they fit together."""
     splits, notes = _listing(folder)
     total = sum(len(paths) for paths in splits.values())
-    pictures: dict[str, list[NDArray[np.uint8]]] = {split: [] for split in splits}
+    readable: dict[str, list[Path]] = {split: [] for split in splits}
     bad: list[str] = []
     sizes: Counter[tuple[int, ...]] = Counter()
-    done = stored = 0
+    done, colour = 0, False
     for split, paths in splits.items():
         for path in paths:
             try:
@@ -59,13 +118,12 @@ def read_folder(
             else:
                 sizes[picture.shape[:2]] += 1
                 if len(sizes) == 1 and max(picture.shape) <= LARGEST_SIDE:  # else only the sizes matter any more
-                    pictures[split].append(picture)
-                    stored += picture.nbytes
+                    keep(split, picture)
+                readable[split].append(path)
+                colour = colour or picture.ndim == 3
             done += 1
             if progress is not None:
                 progress(done, total)
-            if stored > LARGEST_FOLDER:
-                raise UserError(f"the images of {folder} take more than {LARGEST_FOLDER >> 30} GiB; give --size 32")
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {total} files in {folder} cannot be read; give --skip-bad to leave them out\n" + _list(bad)
@@ -73,11 +131,10 @@ def read_folder(
     if bad:
         notes = (*notes, f"left out {len(bad)} of {total} files that cannot be read", *_list(bad).splitlines())
     _require_one_size(folder, sizes)
-    for split, kept in pictures.items():
-        if not kept:
+    for split, paths in readable.items():
+        if not paths:
             raise UserError(f"no file of {folder}{'' if len(splits) == 1 else f', split {split},'} can be read")
-    colour = any(picture.ndim == 3 for kept in pictures.values() for picture in kept)
-    return Arrays({split: _stacked(kept, colour) for split, kept in pictures.items()}, notes=notes)
+    return _Survey(readable, next(iter(sizes)), colour, notes)
 
 
 def read_files(paths: Sequence[Path], channels: int, height: int, width: int) -> Images:
@@ -86,13 +143,15 @@ def read_files(paths: Sequence[Path], channels: int, height: int, width: int) ->
     Raises:
         UserError: Naming the first file that cannot be read.
     """
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append(_picture(path, (height, width), grey=channels == 1))
-        except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-            raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+    pictures = [_readable(path, (height, width), grey=channels == 1) for path in paths]
     return _stacked(pictures, colour=channels == 3)
+
+
+def _readable(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np.uint8]:
+    try:
+        return _picture(path, size, grey)
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
@@ -190,27 +249,64 @@ def read_array(path: Path) -> Arrays:
     Raises:
         UserError: If the file is missing, unreadable, or not such arrays; the line says what was found.
     """
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    try:
-        with open_arrays(path) as arrays:
-            found, labels = _chosen(path, arrays)
-    except MemoryError as error:
-        raise UserError(f"{path} does not fit into memory: {error}") from error
-    except DECODING_ERRORS as error:
-        reason = "it holds Python objects, or no array at all" if "pickle" in str(error) else error
-        raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {reason}") from error
+    with _plain_arrays(path), open_arrays(path) as arrays:
+        found, labels = _chosen(path, arrays)
     images = {split: _pixels(array, f"{path}, {split}") for split, array in found.items()}
     notes: tuple[str, ...] = ()
     if all(a.dtype == np.uint8 for a in found.values()) and max(int(a.max()) for a in images.values()) == 1:
         images = {split: array * np.uint8(255) for split, array in images.items()}
-        notes = ("no value is above 1: 1 is taken as white",)
+        notes = (ONE_IS_WHITE,)
     if len(shapes := {array.shape[1:] for array in images.values()}) > 1:
         raise UserError(f"{path}: the splits differ in shape: {', '.join(map(str, sorted(shapes)))}")
     for split, numbers in labels.items():
         if numbers.shape != images[split].shape[:1] or numbers.dtype.kind not in "iu":
             raise UserError(f"{path}: labels of {split} must be {len(images[split])} integers, got {numbers.shape}")
     return Arrays(images, {split: numbers.astype(np.int64) for split, numbers in labels.items()}, notes)
+
+
+def stream_array(path: Path) -> Stream:
+    """`read_array` of a .npy of any size.
+
+    Raises:
+        UserError: Like `read_array`; about single values not before they are read.
+    """
+    where = f"{path}, train"
+
+    def mapped() -> NDArray[Any]:
+        # Anew for each piece: what a mapping has touched counts as this process's memory until it is closed.
+        with _plain_arrays(path):
+            return _planes(np.lib.format.open_memmap(path, mode="r"), where)
+
+    whole = mapped()
+    n, rows = len(whole), rows_per_piece(whole[0].nbytes)
+
+    def pieces() -> Iterator[Images]:
+        return (_bytes(mapped()[first : first + rows], where) for first in range(0, n, rows))
+
+    largest = 0
+    if whole.dtype == np.uint8:
+        for piece in pieces():
+            largest = max(largest, int(piece.max()))
+            if largest > 1:
+                break
+    if largest == 1:
+        return Stream({"train": (piece * np.uint8(255) for piece in pieces())}, {"train": n}, notes=(ONE_IS_WHITE,))
+    return Stream({"train": pieces()}, {"train": n})
+
+
+@contextlib.contextmanager
+def _plain_arrays(path: Path) -> Iterator[None]:
+    """Turns what a file that holds no plain arrays raises into one line."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        yield
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit into memory: {error}") from error
+    except DECODING_ERRORS as error:
+        foreign = "pickle" in str(error) or "Python objects" in str(error)
+        reason = "it holds Python objects, or no array at all" if foreign else error
+        raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {reason}") from error
 
 
 def _chosen(path: Path, file: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
@@ -232,6 +328,11 @@ def _chosen(path: Path, file: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]
 
 def _pixels(array: NDArray[Any], where: str) -> Images:
     """Images (n, c, h, w) as uint8."""
+    return _bytes(_planes(array, where), where)
+
+
+def _planes(array: NDArray[Any], where: str) -> NDArray[Any]:
+    """A view with axes (n, c, h, w)."""
     if 0 in array.shape:
         raise UserError(f"{where}: the array is empty, shape {array.shape}")
     if array.ndim == 3:
@@ -242,6 +343,11 @@ def _pixels(array: NDArray[Any], where: str) -> Images:
         raise UserError(f"{where}: 4 channels, shape {array.shape}; drop the alpha channel, such as by x[..., :3]")
     elif array.ndim != 4 or array.shape[1] not in (1, 3):
         raise UserError(f"{where}: shape {array.shape}; expected (n, h, w), (n, h, w, c) or (n, c, h, w), c = 1 or 3")
+    return array
+
+
+def _bytes(array: NDArray[Any], where: str) -> Images:
+    """Values of any type as 0 to 255, a copy."""
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint8:

@@ -23,6 +23,8 @@ from draw.sources import File, Progress, Source
 Images = NDArray[np.uint8]  # (n, c, h, w)
 Labels = NDArray[np.int64]  # (n,)
 
+PIECE = 4 << 20  # bytes of images at a time: they and what is made of them stay small beside PyTorch itself
+
 DECODING_ERRORS = (
     OSError,
     EOFError,
@@ -42,6 +44,21 @@ class Arrays:
     images: dict[str, Images]
     labels: dict[str, Labels] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a user should know, a line each
+
+
+@dataclass(frozen=True)
+class Stream:
+    """`Arrays` read once, from first to last: by split, pieces (b, c, h, w) and how many images they hold in all."""
+
+    images: dict[str, Iterator[Images]]
+    sizes: dict[str, int]
+    labels: dict[str, Labels] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def rows_per_piece(row: int) -> int:
+    """How many images of so many bytes make a piece of a stream."""
+    return max(1, PIECE // row)
 
 
 def read(name: str, data_dir: Path | None = None, progress: Progress | None = None) -> Arrays:

@@ -8,7 +8,6 @@ samples/        a sheet of samples for every validation
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import platform
@@ -95,7 +94,7 @@ def train(
     found = resumable(out) if resume else None
     data = data or load_data(config.data, data_dir)
     config = for_images(config, data)
-    digest = hashlib.sha256(data.images["train"].cpu().numpy().data).hexdigest()
+    digest = data.images_sha256
     where = choose_device(device)
     speed = speed or SpeedConfig()
     trainer = Trainer(config, data, where, speed=speed)

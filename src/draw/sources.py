@@ -218,7 +218,7 @@ def check(name: str, data_dir: Path | None = None) -> tuple[Checked, ...]:
     """
     source = find(name)
     folder = data_folder(data_dir) / source.folder
-    return tuple(_check_file(folder / file.name, file) for file in present(source, data_dir) or source.files)
+    return tuple(check_file(folder / file.name, file) for file in present(source, data_dir) or source.files)
 
 
 def get(name: str, data_dir: Path | None = None, progress: Progress | None = None) -> Path:
@@ -237,7 +237,7 @@ def get(name: str, data_dir: Path | None = None, progress: Progress | None = Non
     folder = data_folder(data_dir) / source.folder
     if all(checked.state == "ok" for checked in check(name, data_dir)):
         return folder
-    wanted = [file for file in source.files if _check_file(folder / file.name, file).state != "ok"]
+    wanted = [file for file in source.files if check_file(folder / file.name, file).state != "ok"]
     done, total = 0, sum(file.size for file in wanted)
 
     def advance(size: int) -> None:
@@ -250,7 +250,8 @@ def get(name: str, data_dir: Path | None = None, progress: Progress | None = Non
     return folder
 
 
-def _check_file(path: Path, file: File) -> Checked:
+def check_file(path: Path, file: File) -> Checked:
+    """Compare a file's size and SHA-256, read piece by piece, with what they should be."""
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb") as stream:

@@ -98,8 +98,9 @@ class Trainer:
         """The training images of a step, binarised."""
         config, images = self.config.train, self.data.images["train"]
         index = batch_indices(len(images), config.batch_size, config.seed, step)
-        generator = seeded(config.seed, "binarize", step, device=images.device)
-        return intensities(images[index.to(images.device)], self.data.binarization, generator)
+        batch = images[index.to(images.device)].to(self.device)
+        generator = seeded(config.seed, "binarize", step, device=batch.device)
+        return intensities(batch, self.data.binarization, generator)
 
     def train_step(self, seconds: float) -> None:
         """One step of Adam on the mean bound of one batch; `seconds` of training so far place it in the schedule.

@@ -109,9 +109,9 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
 
 def _absolute(source: str) -> str:
     """The same images from whatever folder the run is used later."""
-    prefix, colon, path = source.partition("folder:")
-    if colon and not prefix and path:
-        return f"folder:{Path(path).expanduser().absolute()}"
+    kind, colon, path = source.partition(":")
+    if colon and kind in ("folder", "packed") and path:
+        return f"{kind}:{Path(path).expanduser().absolute()}"
     return str(Path(source).expanduser().absolute()) if source.endswith((".npy", ".npz")) else source
 
 
@@ -439,16 +439,21 @@ def data_get(options: Any) -> None:
 def data_check(options: Any) -> int:
     from draw import sources
 
-    report = sources.check(options.name, options.data_dir)
+    if options.name.startswith("packed:"):
+        from draw import shards
+        from draw.data import path_of
+
+        report, again = shards.check(path_of(DataConfig(options.name))), "pack the set again"
+    else:
+        report = sources.check(options.name, options.data_dir)
+        again = f"get them with: draw data get {options.name}"
     if options.json:
         _print_json({str(one.path): one.state for one in report})
     for one in report if not options.json else ():
         print(f"{one.state:<8} {one.path}" + (f": {one.detail}" if one.detail else ""))
     bad = [one for one in report if one.state != "ok"]
     if bad:
-        raise UserError(
-            f"{len(bad)} of {len(report)} files are missing or damaged; get them with: draw data get {options.name}"
-        )
+        raise UserError(f"{len(bad)} of {len(report)} files are missing or damaged; {again}")
     return 0
 
 
@@ -459,11 +464,22 @@ def data_preview(options: Any) -> None:
     data = _load(DataConfig(**_given(options, DataConfig)), options)
     images = data.images[options.split]
     render.save_png(render.sheet(images[spread(len(images), options.n)] / 255), options.out)
-    sizes = ", ".join(f"{name} {len(images):,}" for name, images in data.images.items())
     if not options.json:
-        print(f"{data.name}: {' x '.join(map(str, data.shape))} (channels, height, width); {sizes}; "
-              f"binarization {data.binarization}")  # fmt: skip
+        print(_description(data))
     _written({"preview": str(options.out)}, options)
+
+
+def data_pack(options: Any) -> None:
+    from draw.packing import pack_data
+    from draw.progress import bar
+
+    config = DataConfig(**_given(options, DataConfig))
+    with bar(f"pack {config.source}") as progress:
+        data = pack_data(config, options.out, data_dir=options.data_dir, shard_mb=options.shard_mb, progress=progress)
+    _tell_notes(data)
+    if not options.json:
+        print(_description(data))
+    _written({"pack": str(options.out)}, options)
 
 
 # What the verbs share
@@ -492,9 +508,19 @@ def _load(config: DataConfig, options: Any) -> "DataSet":
 
     with bar(f"data {config.source}") as progress:
         data = load_data(config, options.data_dir, progress)
+    _tell_notes(data)
+    return data
+
+
+def _tell_notes(data: "DataSet") -> None:
     for note in data.notes:
         print(f"draw: {note}", file=sys.stderr)
-    return data
+
+
+def _description(data: "DataSet") -> str:
+    sizes = ", ".join(f"{name} {len(images):,}" for name, images in data.images.items())
+    shape = " x ".join(map(str, data.shape))
+    return f"{data.name}: {shape} (channels, height, width); {sizes}; binarization {data.binarization}"
 
 
 def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
