@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -181,6 +182,23 @@ def test_gradients_by_images_are_not_lost():
     losses(given, model(eps, given, unroll=native.unroll_for(model)), model.likelihood).bound.sum().backward()
     losses(wanted, model(eps, wanted), model.likelihood).bound.sum().backward()
     agree(given.grad, wanted.grad, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", ["height", "images", "latents", "double"])
+def test_the_kernels_never_read_what_is_not_there(wrong):
+    """They trust pointers: anything of another shape or type goes to the plain model, which says what is wrong."""
+    model = float_model()
+    eps, x = inputs(model, 4)
+    unroll = native.unroll_for(model)
+    eps, x = {
+        "height": (eps, x[:, :, 1:]),
+        "images": (eps, x[1:]),
+        "latents": (eps[..., 1:], x),
+        "double": (eps.double(), x.double()),
+    }[wrong]
+    with pytest.raises((RuntimeError, TypeError, jaxtyping.TypeCheckError)):
+        unroll(model.initial_state(4), eps, x)
 
 
 @needs_compiler

@@ -57,8 +57,8 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
     load(sizes_of(model))
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
-        # Generation is fast enough, and gradients by images or noise are nothing that training needs.
-        if x is None or x.requires_grad or eps.requires_grad:
+        # Generation is left to the plain model: it has no encoder, and no training to repay.
+        if x is None or not _as_expected(model, eps, x):
             return model.unroll(state, eps, x)
         weights = _weights(model)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
@@ -68,6 +68,14 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
         return State(*after), Latent(rsample(q, eps), q, p)
 
     return unroll
+
+
+def _as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
+    """Whether the kernels may read these; the plain model says what is wrong with others, or knows how to use them."""
+    shapes = (*eps.shape[1:2], *model.config.image_shape) == x.shape and eps.shape[2:] == (model.config.z_size,)
+    return shapes and all(
+        value.device.type == "cpu" and value.dtype == torch.float32 and not value.requires_grad for value in (eps, x)
+    )
 
 
 def _weights(model: DRAW) -> tuple[Tensor, ...]:
@@ -177,14 +185,11 @@ class Glimpses(torch.autograd.Function):
         d_enc_in, d_dec_in, d_h_enc, d_h_dec = new(b, r + d + e), torch.zeros(b, z + d), new(b, e), new(b, d)
         d_heads = new(steps + 1, b, heads.shape[-1])
         d_heads[steps, :, :raw], d_heads[0, :, raw:] = 0, 0  # the last read and the first write are of no glimpse
-        d_enc_in[:, r + d :], d_s_enc, d_enc_in[:, r : r + d], d_s_dec = (
-            grads[0],
-            grads[1].clone(),
-            grads[2],
-            grads[3].clone(),
+        # Gradients of the last state and of q, in the places where a glimpse later's would lie.
+        d_enc_in[:, r + d :], d_enc_in[:, r : r + d] = grads[0], grads[2]
+        d_s_enc, d_s_dec, d_canvas, d_q = (
+            grad.clone(memory_format=torch.contiguous_format) for grad in (grads[1], *grads[3:])
         )
-        d_canvas = grads[4].reshape(b, -1).clone()
-        d_q = grads[5].clone(memory_format=torch.contiguous_format)
         for t in reversed(range(steps)):
             kernels.write_backward(b, *_rows(heads[t + 1, :, raw:]), _at(d_canvas), *_rows(d_heads[t + 1, :, raw:]))
             head.back(d_heads[t + 1], d_h_dec)
