@@ -49,9 +49,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    # Threads that wait for each other asleep: on a machine with other work, spinning ones take turns at being in the
-    # way, and a step can take ten times as long. Read when PyTorch is loaded, hence not in `draw.fast`.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that wait for each other soon go to sleep: where other programs want the cores too, spinning ones are in the
+    # way of those they wait for, and a step takes ten times as long. Read when PyTorch is loaded, hence not in draw.fast.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:
