@@ -49,8 +49,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    # Threads that wait for each other soon go to sleep: where other programs want the cores too, spinning ones are in the
-    # way of those they wait for, and a step takes ten times as long. Read when PyTorch is loaded, hence not in draw.fast.
+    # Threads that wait for each other soon go to sleep: where other programs want the cores too, spinning ones are in
+    # the way of those they wait for, and a step takes ten times as long. Read when PyTorch is loaded, hence here.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = build_parser()
