@@ -301,8 +301,8 @@ EXPORT void write_backward(int b, const float* head, int head_stride, const floa
   }
 }
 
-// The LSTM's step from the gates' inputs, which become the gates; the output goes to one or two places.
-EXPORT void lstm_forward(int b, int k, float* gates, const float* s, float* s_next, float* h, int h_stride, float* h2,
+// The LSTM's step from the gates' inputs less their bias, which become the gates; the output goes to one or two places.
+EXPORT void lstm_forward(int b, int k, const float* bias, float* gates, const float* s, float* s_next, float* h, int h_stride, float* h2,
                          int h2_stride) {
 #pragma omp parallel for
   for (int m = 0; m < b; m++) {
@@ -312,10 +312,10 @@ EXPORT void lstm_forward(int b, int k, float* gates, const float* s, float* s_ne
     float *after = s_next + row(m, k), *out = h + row(m, h_stride);
 #pragma omp simd
     for (int u = 0; u < k; u++) {
-      i[u] = sigmoid(i[u]);
-      f[u] = sigmoid(f[u]);
-      g[u] = tanh_(g[u]);
-      o[u] = sigmoid(o[u]);
+      i[u] = sigmoid(i[u] + bias[u]);
+      f[u] = sigmoid(f[u] + bias[k + u]);
+      g[u] = tanh_(g[u] + bias[2 * k + u]);
+      o[u] = sigmoid(o[u] + bias[3 * k + u]);
       after[u] = f[u] * before[u] + i[u] * g[u];
       out[u] = o[u] * tanh_(after[u]);
     }

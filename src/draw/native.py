@@ -62,8 +62,8 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
             return model.unroll(state, eps, x)
         weights = _weights(model)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
-        *after, mu_log_sigma = Glimpses.apply(_Plan(model, precision, keep), x, eps, *state, *weights)
-        q = Gaussian(*mu_log_sigma.chunk(2, dim=-1))
+        *after, mu, log_sigma = Glimpses.apply(_Plan(model, precision, keep), x, eps, *state, *weights)
+        q = Gaussian(mu, log_sigma)
         p = Gaussian(*(value.expand(eps.shape) for value in model.prior(state.h_dec)))
         return State(*after), Latent(rsample(q, eps), q, p)
 
@@ -118,14 +118,16 @@ class Glimpses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """From the first state and the weights to the last state and q (t, b, 2 z)."""
+        """From the first state and the weights to the last state, mu and log sigma (t, b, z)."""
         kernels = load(plan.kernels)
         state, weights = tensors[:5], tensors[5:]
         e, d, z, r = plan.e, plan.d, plan.z, plan.r
         steps, b = eps.shape[:2]
         x, eps = x.contiguous(), eps.contiguous()
+        enc_bias, dec_bias = weights[1], weights[3]  # added by the kernels
         enc, dec, post, head = (
-            _Product(weight, plan.precision, bias) for weight, bias in zip(weights[::2], weights[1::2], strict=True)
+            _Product(weight, plan.precision, bias)
+            for weight, bias in zip(weights[::2], (None, None, *weights[5::2]), strict=True)
         )
 
         rows = steps + 1 if plan.keep else 2
@@ -147,13 +149,14 @@ class Glimpses(torch.autograd.Function):
             )  # 3, 4
             enc(enc_in[now], gates_enc[now])
             kernels.lstm_forward(
-                b, e, _at(gates_enc[now]), _at(s_enc[now]), _at(s_enc[next]), *_rows(h_enc[next]), None, 0
-            )  # 5
+                b, e, _at(enc_bias), _at(gates_enc[now]), _at(s_enc[now]), _at(s_enc[next]),
+                *_rows(h_enc[next]), None, 0,
+            )  # 5  # fmt: skip
             post(h_enc[next], q[t])  # 1, 2
             kernels.sample_forward(b, z, _at(q[t]), _at(eps[t]), *_rows(dec_in[now]))  # 6
             dec(dec_in[now], gates_dec[now])
             kernels.lstm_forward(
-                b, d, _at(gates_dec[now]), _at(s_dec[now]), _at(s_dec[next]),
+                b, d, _at(dec_bias), _at(gates_dec[now]), _at(s_dec[now]), _at(s_dec[next]),
                 *_rows(h_dec[next]), *_rows(dec_in[next, :, z:]),
             )  # 7  # fmt: skip
             head(h_dec[next], heads[next])
@@ -165,7 +168,7 @@ class Glimpses(torch.autograd.Function):
                 x, eps, enc_in, dec_in, heads, gates_enc, gates_dec, s_enc, s_dec, canvas, q, *weights[::2]
             )
         after = (h_enc[last], s_enc[last], h_dec[last], s_dec[last], canvas[last].view(b, *plan.image))
-        return *(value.clone() for value in after), q
+        return *(value.clone() for value in after), *q.chunk(2, dim=-1)
 
     @staticmethod
     @once_differentiable
@@ -187,9 +190,10 @@ class Glimpses(torch.autograd.Function):
         d_heads[steps, :, :raw], d_heads[0, :, raw:] = 0, 0  # the last read and the first write are of no glimpse
         # Gradients of the last state and of q, in the places where a glimpse later's would lie.
         d_enc_in[:, r + d :], d_enc_in[:, r : r + d] = grads[0], grads[2]
-        d_s_enc, d_s_dec, d_canvas, d_q = (
-            grad.clone(memory_format=torch.contiguous_format) for grad in (grads[1], *grads[3:])
+        d_s_enc, d_s_dec, d_canvas = (
+            grad.clone(memory_format=torch.contiguous_format) for grad in (grads[1], grads[3], grads[4])
         )
+        d_q = torch.cat(grads[5:], dim=-1)
         for t in reversed(range(steps)):
             kernels.write_backward(b, *_rows(heads[t + 1, :, raw:]), _at(d_canvas), *_rows(d_heads[t + 1, :, raw:]))
             head.back(d_heads[t + 1], d_h_dec)
@@ -229,11 +233,13 @@ class _Product:
         self.weight, self.bias, self.precision = weight.to(precision), bias, precision
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
-        """out = rows W^T + bias."""
-        if self.precision == torch.float32:
-            torch.addmm(self.bias, rows, self.weight.mT, out=out)
+        """out = rows W^T + bias, if there is one."""
+        if self.precision != torch.float32:
+            out.copy_(rows.to(self.precision) @ self.weight.mT)
         else:
-            torch.add(rows.to(self.precision) @ self.weight.mT, self.bias, out=out)
+            torch.mm(rows, self.weight.mT, out=out)
+        if self.bias is not None:
+            out += self.bias
 
     def back(self, d_out: Tensor, out: Tensor) -> None:
         """out = d_out W."""
