@@ -101,7 +101,12 @@ def resolved(asked: str, two_valued: bool, channels: int) -> str:
 
 
 def intensities(
-    images: UInt8[Tensor, "b c h w"], binarization: str, generator: torch.Generator | None = None
+    images: UInt8[Tensor, "b c h w"],
+    binarization: str,
+    generator: torch.Generator | None = None,
+    *,
+    of: int | None = None,
+    first: int = 0,
 ) -> Float[Tensor, "b c h w"]:
     """Images as targets of the likelihood, float32 in [0, 1].
 
@@ -109,6 +114,7 @@ def intensities(
         binarization: "stochastic" draws each pixel, 0 or 1, with its grey value as the probability of 1; "static" and
             "none" only scale.
         generator: The source of noise, on the images' device. Needed for "stochastic".
+        of, first: The images are a part of a batch of `of`, from its `first` on, and get that part of its noise.
 
     Raises:
         ValueError: If "stochastic" has no generator, or binarization is no resolved one.
@@ -121,7 +127,8 @@ def intensities(
     if generator is None:
         raise ValueError("stochastic binarization needs a generator")
     # rand is in [0, 1): grey 0 is never drawn as 1, grey 1 always is.
-    return (torch.rand(grey.shape, generator=generator, device=grey.device) < grey).to(torch.float32)
+    noise = torch.rand((of or len(grey), *grey.shape[1:]), generator=generator, device=grey.device)
+    return (noise[first : first + len(grey)] < grey).to(torch.float32)
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Int64[Tensor, " b"]:

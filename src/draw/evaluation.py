@@ -16,6 +16,7 @@ from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW
 from draw.noise import seeded
 from draw.objective import log_weight, losses
+from draw.parallel import World
 from draw.types import Unroll
 
 
@@ -65,6 +66,7 @@ def evaluate(
     *,
     speed: SpeedConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """The bound of a model on a split of a data set, and with `importance_samples` the estimate with K samples.
 
@@ -77,32 +79,35 @@ def evaluate(
         config: Split, samples, subset.
         speed: How to compute it.
         progress: Called with (images done, images in all).
+        world: The processes that share the work; every one of them gets the result, the same as of a single one.
 
     Raises:
         UserError: If the images are not of the model's size.
         NonFiniteError: If the bound is not a finite number.
     """
     config = config or EvalConfig()
+    world = world or World()
     require_shape(data, model.config)
     started = time.perf_counter()
     images = data.images[config.split]
     chosen = spread(len(images), config.images)
     unroll = fast.unroll_for(model, speed or SpeedConfig(), len(chosen) * (config.samples + config.importance_samples))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
-    per_image: list[Float[Tensor, "b k"]] = []
-    for first in range(0, len(chosen), per_pass):
+    steps = model.config.steps
+    table = torch.zeros(len(chosen), 3 + steps + 2 * bool(config.importance_samples), dtype=torch.float64)
+    # Block by block in turn: what a block's numbers are depends on its first image, not on who computes them.
+    for first in range(world.rank * per_pass, len(chosen), world.size * per_pass):
         block = images[chosen[first : first + per_pass]].to(model.canvas0.device)
         x = intensities(block, data.binarization, seeded(config.seed, "binarize", first, device=block.device))
         x = x.to(model.canvas0.dtype)
-        columns = [_bound_of(model, unroll, x, config, first)]
+        parts = [_bound_of(model, unroll, x, config, first)]
         if config.importance_samples:
-            columns.append(_importance_weighted(model, unroll, x, config, first))
-        per_image.append(torch.cat(columns, dim=1).double().cpu())
+            parts.append(_importance_weighted(model, unroll, x, config, first))
+        table[first : first + per_pass] = torch.cat(parts, dim=1).cpu()
         if progress:
-            progress(first + len(block), len(chosen))
+            progress(min(first + world.size * per_pass, len(chosen)), len(chosen))
 
-    table = torch.cat(per_image)
-    steps = model.config.steps
+    world.sum(table)  # each row is another rank's, and zero here
     mean = table.mean(0)
     if not mean.isfinite().all():
         raise NonFiniteError(

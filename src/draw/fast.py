@@ -116,11 +116,17 @@ def recomputed(unroll: Unroll) -> Unroll:
     return in_segments
 
 
-def update_for(update: Callable[..., None], device: torch.device, speed: SpeedConfig) -> Callable[..., None]:
-    """The fastest way to run a training step's update, a function of tensors, on a device."""
+def update_for(
+    update: Callable[..., None], device: torch.device, speed: SpeedConfig, *, alone: bool = True
+) -> Callable[..., None]:
+    """The fastest way to run a training step's update, a function of tensors, on a device.
+
+    One that talks to other processes is not captured: NCCL inside a CUDA graph needs its error handling switched off,
+    and that is what ends the others when a process is lost. Hence `alone`.
+    """
     if speed.precision == "tf32":  # the backward pass too
         update = _in_tf32(update)
-    return captured(update) if device.type == "cuda" and speed.compile != "off" else update
+    return captured(update) if device.type == "cuda" and speed.compile != "off" and alone else update
 
 
 def captured(update: Callable[..., None], warmup: int = 3) -> Callable[..., None]:

@@ -8,6 +8,7 @@ samples/        a sheet of samples for every validation
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import platform
@@ -21,11 +22,12 @@ from typing import Any, Literal
 import torch
 
 import draw
-from draw import checkpoint, render
+from draw import checkpoint, parallel, render
 from draw.config import EvalConfig, RunConfig, SpeedConfig, from_json, strict_json, to_dict
 from draw.data import DataSet, load_data
 from draw.errors import NonFiniteError, UserError
 from draw.evaluation import evaluate
+from draw.parallel import World
 from draw.presets import preset
 from draw.training import Metrics, Trainer
 
@@ -67,6 +69,7 @@ def train(
     minutes: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     tensorboard: bool = False,
+    world: World | None = None,
 ) -> Iterator[Metrics | Validation]:
     """Train in a run's folder, yielding every log line and every validation as it is made.
 
@@ -78,10 +81,12 @@ def train(
         data_dir: Where data sets live, see `draw.load_data`.
         device: auto, cpu, cuda or mps.
         speed: How to compute it; a resumed run may choose anew.
-        resume: Go on from the folder's newest checkpoint.
+        resume: Go on from the folder's newest checkpoint; a job that torchrun restarts does so in any case.
         minutes: Stop after this much training in this call, with a checkpoint to resume from.
         stop: Asked after every step; training stops with a checkpoint when it says yes.
         tensorboard: Also write TensorBoard event files into the folder.
+        world: The processes that train together (`draw.parallel.joined`). Every one of them gets the same records;
+            rank 0 alone uses the folder and the clock, so that they never disagree.
 
     Raises:
         UserError: If the folder, the data or the configuration do not allow it.
@@ -89,59 +94,90 @@ def train(
     """
     config = preset(config) if isinstance(config, str) else config
     out = Path(out)
-    if not resume:
-        require_unused(out)
-    found = resumable(out) if resume else None
-    data = data or load_data(config.data, data_dir)
+    world = world or World()
+    found = world.main(lambda: to_go_on_from(out, resume))
+    data = data or world.first_on_each_machine(functools.partial(load_data, config.data, data_dir))
     config = for_images(config, data)
     digest = data.images_sha256
-    where = choose_device(device)
+    if len(set(world.gather(digest))) > 1:
+        raise UserError(f"the images of {data.name} are not the same on all machines of this job")
+    where = world.every(lambda: choose_device(device))
     speed = speed or SpeedConfig()
-    trainer = Trainer(config, data, where, speed=speed)
-    here = environment(where) | {"speed": to_dict(speed)}
+    trainer = Trainer(config, data, where, speed=speed, world=world)
+    here = environment(where) | {"speed": to_dict(speed), "processes": world.size}
     info = {"data": data.name, "images_sha256": digest, "environment": here}
-    best, before = _restore(trainer, out, found, digest) if found else (math.inf, 0.0)
+    best, before = math.inf, 0.0
+    if found:
+        best, before = world.main(lambda: _restore(trainer, out, found, digest))
+        trainer.copy_state_from_main(found.step)
     if trainer.finished(before):
         return
-    resumed = found.step if found else None
-    with _locked(out), contextlib.closing(_Log(out, config, data, here, resumed, tensorboard)) as log:
-        if not found:
-            _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
-        begun = saved = time.perf_counter()
+    log = _Log(out)
+    with contextlib.ExitStack() as held, contextlib.closing(log):
+
+        def begin() -> None:
+            held.enter_context(_locked(out))
+            log.begin(config, data, here, found.step if found else None, tensorboard)
+            if not found:
+                _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
+
+        world.main(begin)
+        begun, _ = world.decide(time.perf_counter(), False)
+        now = saved = begun
         logged = (trainer.step, begun)
         ended = False
         while not ended:
-            trainer.train_step(before + time.perf_counter() - begun)
-            now = time.perf_counter()
+            trainer.train_step(before + now - begun)
+            asked = stop()
+            now, stopping = world.decide(time.perf_counter(), asked)
             seconds = before + now - begun
             ended = trainer.finished(seconds)
-            stopping = stop() or (minutes is not None and now - begun >= 60 * minutes)
+            stopping = stopping or (minutes is not None and now - begun >= 60 * minutes)
             records: list[Metrics | Validation] = []
 
             if trainer.step % config.train.log_every == 0 or ended:
                 rate = (trainer.step - logged[0]) * config.train.batch_size / (now - logged[1])
                 records.append(trainer.metrics(seconds, rate))
                 logged = (trainer.step, now)
+                stopping = world.any(asked) or stopping  # a machine that is taken away may not be rank 0's
 
             if trainer.step % config.train.validate_every == 0 or ended:
                 validation = _validate(trainer, data, speed, seconds, best)
                 best = min(best, validation.bound_nats)
                 records.append(validation)
-                sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=config.train.seed))
-                render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
-                logged = (trainer.step, time.perf_counter())  # images per second are of training alone
+                now, _ = world.decide(time.perf_counter(), False)
+                logged = (trainer.step, now)  # images per second are of training alone
 
             improved = any(isinstance(record, Validation) and record.best for record in records)
-            due = now - saved >= 60 * config.train.checkpoint_minutes
-            log.write(records)
-            if due or improved or stopping or ended:
-                _save(out, trainer, seconds, "step", info)
-                saved = time.perf_counter()
-            if improved:  # after the resumable one: the best is never from a step that resuming would train again
-                _save(out, trainer, seconds, "best", info | {"bound_nats": best})
+            due = now - saved >= 60 * config.train.checkpoint_minutes or improved or stopping or ended
+            if records or due:
+                world.main(functools.partial(_keep, out, trainer, log, records, seconds, info, due))
+            saved = now if due else saved
             yield from records
             if stopping:
                 break
+
+
+def _keep(
+    out: Path,
+    trainer: Trainer,
+    log: "_Log",
+    records: list[Metrics | Validation],
+    seconds: float,
+    info: dict[str, Any],
+    due: bool,
+) -> None:
+    """Put what a step gave into the folder: log lines, a sheet of samples, a checkpoint if it is due, and the best."""
+    if any(isinstance(record, Validation) for record in records):
+        sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=trainer.config.train.seed))
+        render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
+    log.write(records)
+    if due:
+        _save(out, trainer, seconds, "step", info)
+    for record in records:
+        if isinstance(record, Validation) and record.best:
+            # After the resumable one: the best is never from a step that resuming would train again.
+            _save(out, trainer, seconds, "best", info | {"bound_nats": record.bound_nats})
 
 
 def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[float, float]:
@@ -160,7 +196,7 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
 def _validate(trainer: Trainer, data: DataSet, speed: SpeedConfig, seconds: float, best: float) -> Validation:
     settings = EvalConfig(split="valid", images=trainer.config.train.validation_images, seed=trainer.config.train.seed)
     try:
-        measured = evaluate(trainer.ema, data, settings, speed=speed)
+        measured = evaluate(trainer.ema, data, settings, speed=speed, world=trainer.world)
     except NonFiniteError as error:
         raise NonFiniteError(f"step {trainer.step}: {error}") from error
     return Validation(
@@ -189,35 +225,45 @@ def _save(out: Path, trainer: Trainer, seconds: float, kind: str, info: dict[str
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keeps a run's folder for this process; the system lets go of it when the process ends, however it ends."""
+    """Keeps a run's folder for this process; the system lets go of it when the process ends, however it ends.
+
+    The lock's file holds the name of the job, by which the job knows its folder again after a restart.
+    """
     out.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
         yield
         return
-    with (out / LOCK).open("w") as file:
+    with (out / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{out} is being trained by another process") from error
+        file.truncate(0)
+        file.write(parallel.job() or "")
+        file.flush()
         yield
 
 
 class _Log:
     """metrics.jsonl, and TensorBoard's event files when asked for."""
 
-    def __init__(
+    def __init__(self, out: Path) -> None:
+        self.path = out / "metrics.jsonl"
+        self.board: Any = None
+
+    def begin(
         self,
-        out: Path,
         config: RunConfig,
         data: DataSet,
         environment: dict[str, Any],
         resumed: int | None,
         tensorboard: bool,
     ) -> None:
-        self.path = out / "metrics.jsonl"
-        self.board = _tensorboard(out) if tensorboard else None
+        """Write the first lines of a new run, or go on with those up to the step that it is resumed from."""
+        if tensorboard:
+            self.board = _tensorboard(self.path.parent)
         here = {
             "environment": environment,
             "data": data.name,
@@ -227,10 +273,10 @@ class _Log:
         if resumed is None:
             lines.append({"kind": "run", "config": to_dict(config)} | here)
         else:  # what an interrupted run logged after its last checkpoint will be logged again
-            logged = read_log(out) if self.path.exists() else []
+            logged = read_log(self.path.parent) if self.path.exists() else []
             lines += [record for record in logged if record.get("step", 0) <= resumed]
             lines.append({"kind": "resume", "step": resumed, "train": to_dict(config.train)} | here)
-        checkpoint.write_text(out / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        checkpoint.write_text(self.path.with_name("config.json"), json.dumps(to_dict(config), indent=2) + "\n")
         checkpoint.write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
     def write(self, records: Iterable[Metrics | Validation]) -> None:
@@ -341,16 +387,27 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def resumable(out: Path) -> checkpoint.Checkpoint:
-    """The checkpoint that `train(resume=True)` goes on from.
+def to_go_on_from(out: Path, resume: bool) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `train` goes on from, None of a new run.
+
+    Asked or not, a job that torchrun restarts goes on with the folder that it made itself; if it was stopped before the
+    first checkpoint, it begins anew.
 
     Raises:
-        UserError: If the folder has none.
+        UserError: If the folder has none to resume from, or of a new run, if something is in it.
     """
     path = checkpoint.newest(out)
-    if path is None:
+    if resume and path is None:
         raise UserError(f"{out} holds no checkpoint to resume from")
-    return checkpoint.read(path)
+    if not resume and not _made_by_this_job(out):
+        require_unused(out)
+        return None
+    return checkpoint.read(path) if path else None
+
+
+def _made_by_this_job(out: Path) -> bool:
+    job = parallel.job()
+    return job is not None and (out / LOCK).is_file() and (out / LOCK).read_text() == job
 
 
 def _same_run(out: Path, was: RunConfig, now: RunConfig) -> None:

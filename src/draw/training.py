@@ -16,10 +16,11 @@ from torch import Tensor
 from draw import fast
 from draw.config import RunConfig, SpeedConfig, TrainConfig
 from draw.data import DataSet, batch_indices, intensities
-from draw.errors import NonFiniteError
+from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW, require_same_tensors
 from draw.noise import seeded
 from draw.objective import losses
+from draw.parallel import World
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def schedule_fraction(config: TrainConfig, step: int, seconds: float) -> float:
 
 
 class Trainer:
-    """A model in training.
+    """A model in training, the same on every rank of `world`; a batch is divided between the ranks.
 
     Attributes:
         model: The network being trained.
@@ -67,10 +68,19 @@ class Trainer:
         device: torch.device | str = "cpu",
         *,
         speed: SpeedConfig | None = None,
+        world: World | None = None,
     ) -> None:
         speed = speed or SpeedConfig()
+        self.world = world or World()
+        if self.world.size > config.train.batch_size:
+            raise UserError(
+                f"{self.world.size} processes cannot share a batch of {config.train.batch_size}: use fewer processes, "
+                "or a larger --batch-size, which is of all processes together"
+            )
         self.config = config
         self.device = torch.device(device)
+        if self.world.size > 1 and self.device.type == "mps":
+            raise UserError("several processes cannot train on mps: choose --device cpu")
         self.data = data.to(device)
         self.step = 0
         self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
@@ -78,6 +88,7 @@ class Trainer:
         steps = None if config.train.schedule_minutes else config.train.iterations
         images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two
         self.unroll = fast.unroll_for(self.model, speed, images)
+        self.network = self.world.wrap(self.model)  # the same weights; what is called in training
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
         on_cuda = self.device.type == "cuda"
@@ -86,7 +97,7 @@ class Trainer:
         )
         # steps, bound, loss_x, loss_z, grad_norm since the last log line
         self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
-        self._update_once = fast.update_for(self._update, self.device, speed)
+        self._update_once = fast.update_for(self._update, self.device, speed, alone=self.world.size == 1)
         for parameter in self.model.parameters():  # so that the state has the same tensors before the first step
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(0.0, device=device),
@@ -95,12 +106,14 @@ class Trainer:
             }
 
     def batch(self, step: int) -> Float[Tensor, "b c h w"]:
-        """The training images of a step, binarised."""
+        """This rank's share of the training images of a step, binarised."""
         config, images = self.config.train, self.data.images["train"]
-        index = batch_indices(len(images), config.batch_size, config.seed, step)
+        share = self.world.share(config.batch_size)
+        index = batch_indices(len(images), config.batch_size, config.seed, step)[share]
         batch = images[index.to(images.device)].to(self.device)
         generator = seeded(config.seed, "binarize", step, device=batch.device)
-        return intensities(batch, self.data.binarization, generator)
+        # The noise is the whole batch's, so that an image gets the same whatever the number of processes.
+        return intensities(batch, self.data.binarization, generator, of=config.batch_size, first=share.start)
 
     def train_step(self, seconds: float) -> None:
         """One step of Adam on the mean bound of one batch; `seconds` of training so far place it in the schedule.
@@ -112,7 +125,8 @@ class Trainer:
         """
         config = self.config.train
         x = self.batch(self.step)
-        eps = self.model.noise(len(x), config.seed, "train", self.step)
+        eps = self.model.noise(config.batch_size, config.seed, "train", self.step)
+        eps = eps[:, self.world.share(config.batch_size)].contiguous()  # as for binarization: the whole batch's noise
         self._learning_rate.fill_(learning_rate(config, self.step, seconds))
         # Early on the horizon is the run so far, or the average would be of initial weights for thousands of steps.
         self._decay.fill_(min(config.ema_decay, (self.step + 1) / (self.step + 11)))
@@ -120,15 +134,18 @@ class Trainer:
         self.step += 1
 
     def _update(self, x: Float[Tensor, "b c h w"], eps: Float[Tensor, "t b z"]) -> None:
-        """From a batch and its noise to new weights."""
-        drawing = self.model(eps, x, unroll=self.unroll)
-        loss_x, loss_z = (part.mean() for part in losses(x, drawing, self.model.likelihood))
+        """From this rank's images and their noise to new weights."""
+        drawing = self.network(eps, x, unroll=self.unroll)
+        # Gradients and values are averaged over ranks; at this scale that is the mean over the images of the batch.
+        scale = len(x) * self.world.size / self.config.train.batch_size
+        loss_x, loss_z = (scale * part.mean() for part in losses(x, drawing, self.model.likelihood))
         bound = loss_x + loss_z
 
         self.optimizer.zero_grad()
         bound.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         values = torch.stack([torch.ones_like(bound), bound, loss_x, loss_z, grad_norm]).detach().to(self._sums)
+        values = self.world.sum(values) / self.world.size
         if self.device.type != "cuda" and not values.isfinite().all():
             raise NonFiniteError(f"step {self.step}: {first_non_finite(self.model, eps, x)} is not finite")
 
@@ -187,6 +204,11 @@ class Trainer:
             require_same_tensors(given, own)
             for name, tensor in own.items():
                 tensor.copy_(given[name])
+        self.step = step
+
+    def copy_state_from_main(self, step: int) -> None:
+        """Go on from the state that rank 0 has loaded, which is of `step` steps."""
+        self.world.copy_from_main([*self.state().values(), *self.ema.state_dict().values()])
         self.step = step
 
 

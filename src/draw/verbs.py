@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from draw.data import DataSet
     from draw.growth import Sweep
     from draw.model import DRAW
+    from draw.parallel import World
 
 
 def _given(options: Any, section: type) -> dict[str, Any]:
@@ -32,13 +33,20 @@ def _given(options: Any, section: type) -> dict[str, Any]:
 
 
 def train(options: Any) -> None:
+    from draw.parallel import joined
+
+    with joined() as world:
+        _train(options, world)
+
+
+def _train(options: Any, world: "World") -> None:
     from draw import run
     from draw.progress import TrainingProgress
     from draw.training import schedule_fraction
 
-    config, out, found = _training_config(options)
+    config, out, found = world.main(lambda: _training_config(options))
     step, seconds = (found.step, found.seconds) if found else (0, 0.0)
-    data = _load(config.data, options)
+    data = world.first_on_each_machine(lambda: _load(config.data, options))
     from_file = not found and options.config.endswith(".json") and "source" not in options
     for name, size in zip(("channels", "height", "width"), data.shape, strict=True):
         if (from_file or name in options) and getattr(config.model, name) != size:
@@ -50,7 +58,7 @@ def train(options: Any) -> None:
     stop = _StopSignals()
     records = run.train(
         config, out, data=data, device=options.device, speed=_speed(options), resume=options.resume,
-        minutes=options.minutes, stop=lambda: stop.received, tensorboard=options.tensorboard,
+        minutes=options.minutes, stop=lambda: stop.received, tensorboard=options.tensorboard, world=world,
     )  # fmt: skip
     last: Any = None
     with stop, TrainingProgress(config.train, options.minutes, step, seconds) as progress:
@@ -79,15 +87,13 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
     if options.resume and options.config and options.out:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {options.config!r}")
     out = options.out or Path("runs") / Path(options.config).stem
-    found = run.resumable(out) if options.resume else None
-    if found:
+    found = run.to_go_on_from(out, options.resume)
+    if options.resume:
         config = run.read_config(out / "config.json")
     elif options.config.endswith(".json"):
         config = run.read_config(Path(options.config))
     else:
         config = preset(options.config)
-    if not options.resume:
-        run.require_unused(out)
     given = {
         name: value
         for section in (TrainConfig, DataConfig, ModelConfig)
@@ -136,13 +142,17 @@ class _StopSignals:
 
 def evaluate(options: Any) -> None:
     from draw.evaluation import evaluate
+    from draw.parallel import joined
     from draw.progress import bar
 
-    checkpoint, model = _load_model(options)
-    data = _data_for(checkpoint, options)
-    with bar("evaluate") as progress:
-        settings = EvalConfig(**_given(options, EvalConfig))
-        result = evaluate(model, data, settings, speed=_speed(options), progress=progress)
+    with joined() as world:
+        checkpoint, model = world.every(lambda: _load_model(options))
+        data = world.first_on_each_machine(lambda: _data_for(checkpoint, options))
+        with bar("evaluate") as progress:
+            settings = EvalConfig(**_given(options, EvalConfig))
+            result = evaluate(model, data, settings, speed=_speed(options), progress=progress, world=world)
+    if world.rank > 0:
+        return
     if options.json:
         _print_json(dataclasses.asdict(result))
         return
