@@ -9,6 +9,7 @@ method is the obvious one, at no cost.
 import contextlib
 import gc
 import hashlib
+import json
 import os
 import re
 import signal
@@ -74,12 +75,19 @@ class World:
         """Whether any rank says yes."""
         return bool(self.sum(torch.tensor(int(yes)))) if self.size > 1 else yes
 
-    def gather(self, value: T) -> list[T]:
-        """The value of every rank, in their order."""
-        values: list[Any] = [value] * self.size
-        if self.size > 1:
-            dist.all_gather_object(values, value)
-        return values
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in their order; anything that JSON can say, which is how it travels."""
+        if self.size == 1:
+            return [value]
+        message = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = torch.zeros(self.size, dtype=torch.int64)
+        lengths[self.rank] = len(message)
+        longest = int(self.sum(lengths).max())
+        padded = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(padded, torch.cat([message, message.new_zeros(longest - len(message))]))
+        return [
+            json.loads(bytes(text[:length].tolist())) for text, length in zip(padded, lengths.tolist(), strict=True)
+        ]
 
     def every(self, function: Callable[[], T]) -> T:
         """Call a function on every rank; if it fails on any, all raise the first rank's error, and none goes on alone.
@@ -90,20 +98,23 @@ class World:
         if self.size == 1:
             return function()
         value: Any = None
-        error: Exception | None = None
+        error = None
         try:
             value = function()
-        except (UserError, NonFiniteError) as caught:
-            error = caught
+        except NonFiniteError as caught:
+            error = "not finite", str(caught)
+        except UserError as caught:
+            error = "user", str(caught)
         except OSError as caught:
-            error = UserError(f"{caught.filename}: {caught.strerror}" if caught.filename else str(caught))
+            error = "user", f"{caught.filename}: {caught.strerror}" if caught.filename else str(caught)
         for first in self.gather(error):
             if first is not None:
-                raise first
+                kind, message = first
+                raise NonFiniteError(message) if kind == "not finite" else UserError(message)
         return value
 
     def main(self, function: Callable[[], T]) -> T:
-        """Call a function on rank 0 alone; every rank gets its value, or raises its error as `every` does."""
+        """Call a function on rank 0 alone; every rank gets its value (by `gather`), or raises as `every` does."""
         value: Any = self.every(function if self.rank == 0 else lambda: None)
         return self.gather(value)[0] if self.size > 1 else value
 

@@ -95,7 +95,14 @@ def train(
     config = preset(config) if isinstance(config, str) else config
     out = Path(out)
     world = world or World()
-    found = world.main(lambda: to_go_on_from(out, resume))
+    found: checkpoint.Checkpoint | None = None  # on rank 0
+
+    def look() -> int | None:
+        nonlocal found
+        found = to_go_on_from(out, resume)
+        return found.step if found else None
+
+    resumed: int | None = world.main(look)
     data = data or world.first_on_each_machine(functools.partial(load_data, config.data, data_dir))
     config = for_images(config, data)
     digest = data.images_sha256
@@ -107,9 +114,9 @@ def train(
     here = environment(where) | {"speed": to_dict(speed), "processes": world.size}
     info = {"data": data.name, "images_sha256": digest, "environment": here}
     best, before = math.inf, 0.0
-    if found:
-        best, before = world.main(lambda: _restore(trainer, out, found, digest))
-        trainer.copy_state_from_main(found.step)
+    if resumed is not None:
+        best, before = world.main(lambda: _restore(trainer, out, found, digest) if found else (math.inf, 0.0))
+        trainer.copy_state_from_main(resumed)
     if trainer.finished(before):
         return
     log = _Log(out)
@@ -117,8 +124,8 @@ def train(
 
         def begin() -> None:
             held.enter_context(_locked(out))
-            log.begin(config, data, here, found.step if found else None, tensorboard)
-            if not found:
+            log.begin(config, data, here, resumed, tensorboard)
+            if resumed is None:
                 _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
 
         world.main(begin)

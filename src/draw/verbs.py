@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig, to_dict
+from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig, from_dict, to_dict
 from draw.errors import UserError
 from draw.presets import PRESETS, preset
 
@@ -44,10 +44,15 @@ def _train(options: Any, world: "World") -> None:
     from draw.progress import TrainingProgress
     from draw.training import schedule_fraction
 
-    config, out, found = world.main(lambda: _training_config(options))
-    step, seconds = (found.step, found.seconds) if found else (0, 0.0)
+    def asked() -> tuple[dict[str, Any], str, tuple[int, float] | None]:
+        config, out, found = _training_config(options)
+        return to_dict(config), str(out), (found.step, found.seconds) if found else None
+
+    values, folder, begun = world.main(asked)
+    config, out = from_dict(RunConfig, values), Path(folder)
+    step, seconds = begun or (0, 0.0)
     data = world.first_on_each_machine(lambda: _load(config.data, options))
-    from_file = not found and options.config.endswith(".json") and "source" not in options
+    from_file = not begun and options.config.endswith(".json") and "source" not in options
     for name, size in zip(("channels", "height", "width"), data.shape, strict=True):
         if (from_file or name in options) and getattr(config.model, name) != size:
             raise UserError(f"{name} is {getattr(config.model, name)}, but the images of {data.name} have {size}")
