@@ -83,7 +83,8 @@ def train(
         speed: How to compute it; a resumed run may choose anew.
         resume: Go on from the folder's newest checkpoint; a job that torchrun restarts does so in any case.
         minutes: Stop after this much training in this call, with a checkpoint to resume from.
-        stop: Asked after every step; training stops with a checkpoint when it says yes.
+        stop: Asked after every step; training stops with a checkpoint when it says yes. On another rank than 0 a yes
+            leaves a checkpoint at the next log line.
         tensorboard: Also write TensorBoard event files into the folder.
         world: The processes that train together (`draw.parallel.joined`). Every one of them gets the same records;
             rank 0 alone uses the folder and the clock, so that they never disagree.
@@ -140,13 +141,14 @@ def train(
             seconds = before + now - begun
             ended = trainer.finished(seconds)
             stopping = stopping or (minutes is not None and now - begun >= 60 * minutes)
+            leaving = False  # whether a machine is about to be taken away, which need not stop the others
             records: list[Metrics | Validation] = []
 
             if trainer.step % config.train.log_every == 0 or ended:
                 rate = (trainer.step - logged[0]) * config.train.batch_size / (now - logged[1])
                 records.append(trainer.metrics(seconds, rate))
                 logged = (trainer.step, now)
-                stopping = world.any(asked) or stopping  # a machine that is taken away may not be rank 0's
+                leaving = world.any(asked)
 
             if trainer.step % config.train.validate_every == 0 or ended:
                 validation = _validate(trainer, data, speed, seconds, best)
@@ -156,7 +158,7 @@ def train(
                 logged = (trainer.step, now)  # images per second are of training alone
 
             improved = any(isinstance(record, Validation) and record.best for record in records)
-            due = now - saved >= 60 * config.train.checkpoint_minutes or improved or stopping or ended
+            due = now - saved >= 60 * config.train.checkpoint_minutes or improved or stopping or leaving or ended
             if records or due:
                 world.main(functools.partial(_keep, out, trainer, log, records, seconds, info, due))
             saved = now if due else saved
