@@ -21,7 +21,7 @@ LAYERS = (
     ("data", "objective", "checkpoint", "render"),
     ("native", "deferred", "packing"),
     ("fast",),
-    ("training", "evaluation", "figures", "curves"),
+    ("training", "evaluation", "figures", "curves", "export"),
     ("run",),
     ("progress", "bench"),
     ("growth",),

@@ -152,6 +152,12 @@ def build_parser() -> Parser:
     curve.add_argument("--out", type=Path, default=Path("curve.png"), help="a PNG; default curve.png")
     _common(curve)
 
+    export = verb("export", verbs.export, "the studio with a model inside, as one page that needs nothing else")
+    _model(export)
+    export.add_argument("page", type=Path, metavar="PAGE", help="the file to write, .html")
+    _common(export)
+    _fields(export, DataConfig, "the model's")
+
     bench = verb("bench", verbs.bench, "time a preset on random images, beside the plain path and its matrix products")
     whats = ("train", "evaluate", "sample", "all")
     bench.add_argument("what", nargs="?", default="train", choices=whats, metavar="WHAT", help=", ".join(whats))

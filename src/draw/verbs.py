@@ -277,6 +277,53 @@ def figure(options: Any) -> None:
     _written({"figure": str(out)}, options)
 
 
+def export(options: Any) -> None:
+    from draw import export
+
+    export.require_html(options.page)
+    checkpoint, model = _load_model(options)
+    examples, labels, binarization = _examples(checkpoint, options)
+    about = {"name": Path(options.model).resolve().name, "step": checkpoint.step, "minutes": checkpoint.seconds / 60}
+    about |= {"data": checkpoint.config.data.source, "binary": binarization != "none", **checkpoint.info}
+    manifest, binary = export.pack(model, about=about, examples=examples, labels=labels)
+    export.write_page(options.page, manifest, binary)
+    found = {"bytes": options.page.stat().st_size, "examples": manifest["examples"]["count"]}
+    if options.json:
+        _print_json({"page": str(options.page), **found})
+    else:
+        print(f"page: {options.page} ({found['bytes'] / 1e6:.1f} MB, {found['examples']} example images)")
+
+
+def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, list[int], str]":
+    """Test images to put into a page, 8 bits a pixel as the model is to read them, their labels, the binarization.
+
+    None of them if the model's own data set is not here: a page is no reason for a download.
+    """
+    from draw import sources
+    from draw.data import intensities
+    from draw.evaluation import spread
+    from draw.export import EXAMPLES
+    from draw.noise import seeded
+
+    source, asked = checkpoint.config.data.source, checkpoint.config.data.binarization
+    try:
+        if "source" not in options and not sources.available(options.data_dir).get(source, True):
+            raise UserError(f"the data set {source} is not here")
+        data = _data_for(checkpoint, options)
+    except (UserError, OSError) as error:
+        if "source" in options:
+            raise
+        print(f"draw: no example images in the page: {error}; name a set with --data", file=sys.stderr)
+        return None, [], "none" if asked == "none" else "static"
+    images, labels = data.images["test"], data.labels.get("test")
+    if labels is None or len(labels.unique()) != EXAMPLES:
+        chosen = spread(len(images), EXAMPLES).tolist()
+    else:  # one of each class
+        chosen = [int((labels == label).nonzero()[0]) for label in labels.unique()]
+    shown = intensities(images[chosen], data.binarization, seeded(options.seed, "binarize")).mul(255).byte()
+    return shown, [] if labels is None else labels[chosen].tolist(), data.binarization
+
+
 def curve(options: Any) -> None:
     from draw import curves, run
 
