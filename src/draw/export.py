@@ -26,7 +26,7 @@ from draw.render import write_whole
 
 FORMAT = 1
 WEB = Path(__file__).parent / "web"
-MODULES = ("draw.js", "gif.js", "state.js", "view.js", "app.js")  # the page's, each after those it imports
+MODULES = ("draw.js", "state.js", "view.js", "paper.js", "app.js")  # the page's, each after those it imports
 WORKER = ("draw.js", "gif.js", "worker.js")
 EXAMPLES = 10
 

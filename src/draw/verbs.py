@@ -299,6 +299,8 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
 
     None of them if the model's own data set is not here: a page is no reason for a download.
     """
+    import torch
+
     from draw import sources
     from draw.data import intensities
     from draw.evaluation import spread
@@ -317,9 +319,9 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
         return None, [], "none" if asked == "none" else "static"
     images, labels = data.images["test"], data.labels.get("test")
     if labels is None or len(labels.unique()) != EXAMPLES:
-        chosen = spread(len(images), EXAMPLES).tolist()
+        chosen = spread(len(images), EXAMPLES)
     else:  # one of each class
-        chosen = [int((labels == label).nonzero()[0]) for label in labels.unique()]
+        chosen = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
     shown = intensities(images[chosen], data.binarization, seeded(options.seed, "binarize")).mul(255).byte()
     return shown, [] if labels is None else labels[chosen].tolist(), data.binarization
 
