@@ -85,7 +85,7 @@ def visit(chromium, file):
 
 
 def until(page, expression):
-    """Waits for an expression to be true. Playwright's own way evaluates it within the page, which the policy forbids."""
+    """Waits for an expression to be true. Playwright's own way evaluates it in the page: forbidden by the policy."""
     for _ in range(400):
         if page.evaluate(expression):
             return

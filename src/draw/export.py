@@ -26,7 +26,11 @@ from draw.render import write_whole
 
 FORMAT = 1
 WEB = Path(__file__).parent / "web"
-MODULES = ("draw.js", "state.js", "view.js", "paper.js", "app.js")  # the page's, each after those it imports
+# The page's, each after those it imports.
+MODULES = (
+    "draw.js", "state.js", "common.js", "view.js", "player.js", "paper.js", "watch.js", "reading.js", "controls.js",
+    "app.js",
+)  # fmt: skip
 WORKER = ("draw.js", "gif.js", "worker.js")
 EXAMPLES = 10
 
