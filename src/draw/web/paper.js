@@ -44,6 +44,7 @@ export function paper(canvas, { channels, height, width }, { binary, blank, tool
     const box = canvas.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * width - 0.5, ((event.clientY - box.top) / box.height) * height - 0.5];
   };
+  canvas.addEventListener("mousedown", (event) => event.preventDefault()); // no focus: arrow keys go on scrubbing
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);

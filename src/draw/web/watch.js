@@ -99,8 +99,8 @@ export function watchTab(page) {
     if (stage) {
       const tall = Math.max(240, innerHeight - 245) * (width / height);
       for (const canvas of cells) fit(canvas, size, (Math.min(stage, tall) - 6 * (columns - 1)) / columns);
-      const pair = stage >= 480 ? (stage - 12) / 2 : stage;
-      for (const id of ["large-canvas", "large-stroke"]) fit($(id), size, Math.min(pair, Math.max(200, tall - 80)));
+      const pair = Math.min((stage - 12) / 2, Math.max(200, tall - 80));
+      for (const id of ["large-canvas", "large-stroke"]) fit($(id), size, pair);
     }
   }
 
