@@ -23,7 +23,7 @@ LAYERS = (
     ("fast",),
     ("training", "evaluation", "figures", "curves", "export"),
     ("run",),
-    ("progress", "bench"),
+    ("progress", "bench", "serve"),
     ("growth",),
     ("verbs",),
     ("cli",),

@@ -358,6 +358,11 @@ def test_the_page_needs_no_other_file(file):
     assert "'unsafe" not in text
 
 
+def test_no_path_of_this_machine_is_in_the_page(file, place):
+    assert str(place.parent) not in file.read_text()
+    assert "small.npz" in file.read_text()
+
+
 def test_where_the_data_are_gone_the_page_is_made_without_examples(place, tmp_path, capsys):
     moved = tmp_path / "elsewhere"
     shutil.copytree(place / "run", moved)

@@ -56,7 +56,8 @@ def pack(
 
     Args:
         model: With the default pieces; others have no counterpart in the browser.
-        about: Anything JSON that the page may show or needs to know: name, data, binary, bound_nats, minutes.
+        about: What the page says of the model: name, data, bound_nats (on validation images, or None); and binary:
+            whether its pixels are bits.
         examples: Images to show the model, as it is to read them.
         labels: What is in each example, if known.
 

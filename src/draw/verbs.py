@@ -281,17 +281,35 @@ def export(options: Any) -> None:
     from draw import export
 
     export.require_html(options.page)
-    checkpoint, model = _load_model(options)
-    examples, labels, binarization = _examples(checkpoint, options)
-    about = {"name": Path(options.model).resolve().name, "step": checkpoint.step, "minutes": checkpoint.seconds / 60}
-    about |= {"data": checkpoint.config.data.source, "binary": binarization != "none", **checkpoint.info}
-    manifest, binary = export.pack(model, about=about, examples=examples, labels=labels)
+    manifest, binary = _packed(options)
     export.write_page(options.page, manifest, binary)
     found = {"bytes": options.page.stat().st_size, "examples": manifest["examples"]["count"]}
     if options.json:
         _print_json({"page": str(options.page), **found})
     else:
         print(f"page: {options.page} ({found['bytes'] / 1e6:.1f} MB, {found['examples']} example images)")
+
+
+def serve(options: Any) -> None:
+    from draw.serve import serve
+
+    def ready(address: str) -> None:
+        print(json.dumps({"address": address}) if options.json else address, flush=True)
+        print("draw: open it in a browser; Ctrl-C ends", file=sys.stderr)
+
+    serve(*_packed(options), options.port, ready)
+
+
+def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
+    """The model, and what the page shows beside it, as the studio takes it."""
+    from draw import export
+
+    checkpoint, model = _load_model(options)
+    examples, labels, binarization = _examples(checkpoint, options)
+    # A page is shared: of a path only its last part goes into it.
+    about = {"name": Path(options.model).resolve().name, "data": Path(checkpoint.config.data.source).name}
+    about |= {"binary": binarization != "none", "bound_nats": checkpoint.info.get("bound_nats")}
+    return export.pack(model, about=about, examples=examples, labels=labels)
 
 
 def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, list[int], str]":
