@@ -17,7 +17,7 @@ from draw import checkpoint, cli, export
 from draw.config import DataConfig, RunConfig
 from draw.objective import losses
 from small import data_set
-from test_studio_math import evaluate_js, needs_node, normals
+from test_studio_math import evaluate_js, needs_node, node, normals
 from tiny import random_model
 
 STEPS, Z, SIDE = 8, 6, 28
@@ -349,6 +349,39 @@ def test_the_address_holds_the_whole_state():
     assert state_js("[...state.bitsFrom(state.bitsToText([1,0,0,1,1,0,0,1,0,1,1,0]), 12)]") == [
         1, 0, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0,
     ]  # fmt: skip
+
+
+@needs_node
+@pytest.mark.parametrize("colours", [2, 5, 64, 218, 256])
+def test_animations_hold_every_pixel(colours, tmp_path):
+    """Noise, so that the dictionary fills and begins anew several times a frame."""
+    width, height = 151, 97
+    palette = [[i, 255 - i, (7 * i) % 256] for i in range(colours)]
+    code = f"""
+        import {{ gifWriter }} from {(export.WEB / "gif.js").as_uri()!r};
+        import {{ writeFileSync }} from "node:fs";
+        const palette = {palette}, frames = [], gif = gifWriter({width}, {height}, palette);
+        let seed = 1;
+        for (let f = 0; f < 3; f++) {{
+          const rgba = new Uint8ClampedArray({4 * width * height}).fill(255);
+          for (let i = 0; i < rgba.length; i += 4) {{
+            seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+            rgba.set(palette[Math.floor((seed / 2 ** 32) ** 3 * palette.length)], i);
+          }}
+          frames.push(...rgba);
+          gif.add(rgba, 10 * (f + 1));
+        }}
+        writeFileSync({str(tmp_path / "a.gif")!r}, gif.bytes());
+        writeFileSync({str(tmp_path / "a.raw")!r}, Uint8Array.from(frames));
+    """
+    node("--input-type=module", "--eval", code)
+    wanted = np.fromfile(tmp_path / "a.raw", np.uint8).reshape(3, height, width, 4)[..., :3]
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 3
+        for frame in range(3):
+            image.seek(frame)
+            assert image.info["duration"] == 100 * (frame + 1)
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), wanted[frame])
 
 
 def test_the_page_needs_no_other_file(file):

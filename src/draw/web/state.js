@@ -61,7 +61,7 @@ export function toHash(state, limits) {
   for (const [name, value] of Object.entries(state)) {
     if (value !== plain[name] && value !== null) parts.set(name, typeof value === "boolean" ? Number(value) : value);
   }
-  return parts.size ? `#${parts}` : "";
+  return String(parts) && `#${parts}`;
 }
 
 /** Black and white pixels (0 or 1) as base64url text, eight to a byte, the first the highest bit. */
