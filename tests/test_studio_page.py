@@ -384,6 +384,22 @@ def test_animations_hold_every_pixel(colours, tmp_path):
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), wanted[frame])
 
 
+@needs_node
+def test_a_palette_holds_few_colours_exactly_and_many_nearly():
+    def adapted(colours, count):
+        rgba = [value for colour in colours for value in (*colour, 255)]
+        gif = f"(await import({(export.WEB / 'gif.js').as_uri()!r}))"
+        return np.array(evaluate_js(f"{gif}.adaptedPalette({rgba}, {count})"))
+
+    few = [[0, 0, 0], [250, 3, 7], [90, 90, 200]]
+    assert {tuple(colour) for colour in adapted(few * 5, 254).tolist()} == set(map(tuple, few))
+    many = np.random.default_rng(0).integers(0, 256, (4000, 3))
+    palette = adapted(many.tolist(), 254)
+    assert len(palette) == 254
+    distance = np.linalg.norm(many[:, None] - palette[None], axis=-1).min(1)
+    assert distance.mean() < 26  # a cube of 6 x 6 x 6 has 24 for colours spread evenly, as these; real ones are not
+
+
 def test_the_page_needs_no_other_file(file):
     text = file.read_text()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:,)""", text)

@@ -28,8 +28,8 @@ FORMAT = 1
 WEB = Path(__file__).parent / "web"
 # The page's, each after those it imports.
 MODULES = (
-    "draw.js", "state.js", "common.js", "view.js", "player.js", "paper.js", "watch.js", "reading.js", "controls.js",
-    "app.js",
+    "draw.js", "gif.js", "state.js", "common.js", "view.js", "player.js", "paper.js", "watch.js", "reading.js",
+    "controls.js", "app.js",
 )  # fmt: skip
 WORKER = ("draw.js", "gif.js", "worker.js")
 EXAMPLES = 10

@@ -37,6 +37,34 @@ export function gifWriter(width, height, palette) {
   };
 }
 
+/** Up to `count` colours [r, g, b] for RGBA bytes, by median cut: the box of colours that is widest along one channel is
+ * halved at its median there, again and again; each box gives its mean.
+ */
+export function adaptedPalette(rgba, count) {
+  const box = (pixels) => {
+    const widths = [0, 1, 2].map((c) => {
+      let least = 255, most = 0;
+      for (const i of pixels) {
+        least = Math.min(least, rgba[4 * i + c]);
+        most = Math.max(most, rgba[4 * i + c]);
+      }
+      return most - least;
+    });
+    const width = Math.max(...widths);
+    return { pixels, width, channel: widths.indexOf(width) };
+  };
+  const boxes = [box(Uint32Array.from({ length: rgba.length / 4 }, (_, i) => i))];
+  while (boxes.length < count) {
+    const widest = boxes.reduce((best, each, i) => (each.width > boxes[best].width ? i : best), 0);
+    const { pixels, width, channel } = boxes[widest];
+    if (width === 0) break;
+    pixels.sort((i, j) => rgba[4 * i + channel] - rgba[4 * j + channel]);
+    boxes.splice(widest, 1, box(pixels.subarray(0, pixels.length >> 1)), box(pixels.subarray(pixels.length >> 1)));
+  }
+  return boxes.map(({ pixels }) =>
+    [0, 1, 2].map((c) => Math.round(pixels.reduce((sum, i) => sum + rgba[4 * i + c], 0) / pixels.length)));
+}
+
 /** From RGBA bytes to indices of the nearest colours. */
 function nearestIn(palette) {
   const known = new Map();

@@ -1,5 +1,6 @@
 /* Pictures: onto canvases that it is given. It knows pixels, windows and bars, and nothing of the page's state. */
 import { sigmoid } from "./draw.js";
+import { adaptedPalette } from "./gif.js";
 
 // The theme of render.py: windows that write are red, those that read green.
 export const GROUND = [36, 37, 42], WRITE = [255, 66, 54], READ = [52, 211, 96];
@@ -122,10 +123,8 @@ export function sheet(cells, columns, scale) {
   return canvas;
 }
 
-/** The colours of an animation: the theme's exactly, then greys, or a cube of RGB. */
-export function palette(channels) {
-  const theme = [GROUND, WRITE];
-  if (channels === 1) return [...theme, ...Array.from({ length: 62 }, (_, i) => Array(3).fill(Math.round((255 * i) / 61)))];
-  const level = (i) => Math.round((255 * i) / 5);
-  return [...theme, ...Array.from({ length: 216 }, (_, i) => [level(Math.floor(i / 36)), level(Math.floor(i / 6) % 6), level(i % 6)])];
+/** The colours of an animation: the theme's exactly, and greys, or those that RGB bytes need. */
+export function palette(rgba) {
+  const greys = Array.from({ length: 62 }, (_, i) => Array(3).fill(Math.round((255 * i) / 61)));
+  return [GROUND, WRITE, ...(rgba ? adaptedPalette(rgba, 254) : greys)];
 }

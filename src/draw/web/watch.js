@@ -155,6 +155,15 @@ export function watchTab(page) {
     sheetAt(watch.shown, state.windows && !watch.settled, 900).toBlob((blob) => download(blob, `-t${watch.shown}.png`));
   });
 
+  /** The colours of the canvases in the middle and at the end, for an animation of RGB. */
+  function colours() {
+    if (channels === 1) return palette(null);
+    const few = [Math.ceil(steps / 2), steps].flatMap((t) => cells.slice(0, 16).map((_, k) => cellAt(t, k, false).image.data));
+    const bytes = new Uint8Array(few.reduce((sum, { length }) => sum + length, 0));
+    few.reduce((from, data) => (bytes.set(data, from), from + data.length), 0);
+    return palette(bytes);
+  }
+
   let animations = 0;
   $("save-gif").addEventListener("click", async () => {
     if (watch.glimpses.length < steps) return say("Still drawing: try again when the last glimpse is there.");
@@ -164,7 +173,7 @@ export function watchTab(page) {
     for (let frame = 0; frame <= steps + 1; frame++) {
       const canvas = sheetAt(Math.min(frame, steps), state.windows && frame <= steps, 480);
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-      const start = frame === 0 ? { width: canvas.width, height: canvas.height, palette: palette(channels) } : {};
+      const start = frame === 0 ? { width: canvas.width, height: canvas.height, palette: colours() } : {};
       const message = { id, rgba: data, hundredths: frame > steps ? 200 : pace, end: frame > steps, ...start };
       worker.postMessage({ gif: message }, [data.buffer]);
       await new Promise((resolve) => setTimeout(resolve, 0));
