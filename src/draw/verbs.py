@@ -307,8 +307,12 @@ def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
     checkpoint, model = _load_model(options)
     examples, labels, binarization = _examples(checkpoint, options)
     # A page is shared: of a path only its last part goes into it.
-    about = {"name": Path(options.model).resolve().name, "data": Path(checkpoint.config.data.source).name}
-    about |= {"binary": binarization != "none", "bound_nats": checkpoint.info.get("bound_nats")}
+    about = {
+        "name": Path(options.model).resolve().name,
+        "data": Path(checkpoint.config.data.source).name,
+        "binary": binarization != "none",
+        "bound_nats": checkpoint.info.get("bound_nats"),
+    }
     return export.pack(model, about=about, examples=examples, labels=labels)
 
 
