@@ -23,7 +23,7 @@ test: .venv/tested  ## lint, types, tests
 	touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,web]'
 	touch $@
 
 clean:

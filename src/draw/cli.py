@@ -153,6 +153,18 @@ def build_parser() -> Parser:
     curve.add_argument("--out", type=Path, default=Path("curve.png"), help="a PNG; default curve.png")
     _common(curve)
 
+    export = verb("export", verbs.export, "the studio with a model inside, as one page that needs nothing else")
+    _model(export)
+    export.add_argument("page", type=Path, metavar="PAGE", help="the file to write, .html")
+    _common(export)
+    _fields(export, DataConfig, "the model's")
+
+    serve = verb("serve", verbs.serve, "the same page from a server on this machine, for its own browsers only")
+    _model(serve)
+    serve.add_argument("--port", type=_port, default=8000, help="default 8000; 0: any free one")
+    _common(serve)
+    _fields(serve, DataConfig, "the model's")
+
     bench = verb("bench", verbs.bench, "time a preset on random images, beside the plain path and its matrix products")
     whats = ("train", "evaluate", "sample", "all")
     bench.add_argument("what", nargs="?", default="train", choices=whats, metavar="WHAT", help=", ".join(whats))
@@ -271,6 +283,12 @@ def _seed(text: str) -> int:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)
 
 

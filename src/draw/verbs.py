@@ -292,6 +292,77 @@ def figure(options: Any) -> None:
     _written({"figure": str(out)}, options)
 
 
+def export(options: Any) -> None:
+    from draw import export
+
+    export.require_html(options.page)
+    manifest, binary = _packed(options)
+    export.write_page(options.page, manifest, binary)
+    found = {"bytes": options.page.stat().st_size, "examples": manifest["examples"]["count"]}
+    if options.json:
+        _print_json({"page": str(options.page), **found})
+    else:
+        print(f"page: {options.page} ({found['bytes'] / 1e6:.1f} MB, {found['examples']} example images)")
+
+
+def serve(options: Any) -> None:
+    from draw.serve import serve
+
+    def ready(address: str) -> None:
+        print(json.dumps({"address": address}) if options.json else address, flush=True)
+        print("draw: open it in a browser; Ctrl-C ends", file=sys.stderr)
+
+    serve(*_packed(options), options.port, ready)
+
+
+def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
+    """The model, and what the page shows beside it, as the studio takes it."""
+    from draw import export
+
+    checkpoint, model = _load_model(options)
+    examples, labels, binarization = _examples(checkpoint, options)
+    # A page is shared: of a path only its last part goes into it.
+    about = {
+        "name": Path(options.model).resolve().name,
+        "data": Path(checkpoint.config.data.source).name,
+        "binary": binarization != "none",
+        "bound_nats": checkpoint.info.get("bound_nats"),
+    }
+    return export.pack(model, about=about, examples=examples, labels=labels)
+
+
+def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, list[int], str]":
+    """Test images to put into a page, 8 bits a pixel as the model is to read them, their labels, the binarization.
+
+    None of them if the model's own data set is not here: a page is no reason for a download.
+    """
+    import torch
+
+    from draw import sources
+    from draw.data import intensities
+    from draw.evaluation import spread
+    from draw.export import EXAMPLES
+    from draw.noise import seeded
+
+    source, asked = checkpoint.config.data.source, checkpoint.config.data.binarization
+    try:
+        if "source" not in options and not sources.available(options.data_dir).get(source, True):
+            raise UserError(f"the data set {source} is not here")
+        data = _data_for(checkpoint, options)
+    except (UserError, OSError) as error:
+        if "source" in options:
+            raise
+        print(f"draw: no example images in the page: {error}; name a set with --data", file=sys.stderr)
+        return None, [], "none" if asked == "none" else "static"
+    images, labels = data.images["test"], data.labels.get("test")
+    if labels is None or len(labels.unique()) != EXAMPLES:
+        chosen = spread(len(images), EXAMPLES)
+    else:  # one of each class
+        chosen = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
+    shown = intensities(images[chosen], data.binarization, seeded(options.seed, "binarize")).mul(255).byte()
+    return shown, [] if labels is None else labels[chosen].tolist(), data.binarization
+
+
 def curve(options: Any) -> None:
     from draw import curves, run
 

@@ -1,0 +1,163 @@
+/* The page: one state object, all of it in the address; the worker computes, view.js paints. */
+import { fromHash, toHash } from "./state.js";
+import { $, fail } from "./common.js";
+import { watchTab } from "./watch.js";
+import { readingTab } from "./reading.js";
+import { controls } from "./controls.js";
+
+const TABS = ["watch", "show"];
+
+/** The model's manifest and binary, and the worker: from within this page if it was exported, else from beside it. */
+async function load() {
+  if ($("manifest")) {
+    const source = new Blob([$("worker-source").textContent], { type: "text/javascript" });
+    const worker = new Worker(URL.createObjectURL(source)); // it starts while the weights are decoded
+    const text = atob($("weights").textContent), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    $("weights").remove(); // the text is larger than what it holds
+    return { manifest: JSON.parse($("manifest").textContent), buffer: bytes.buffer, worker };
+  }
+  const [manifest, weights] = await Promise.all([fetch("manifest.json"), fetch("weights.bin")]);
+  if (!manifest.ok || !weights.ok) throw new Error("the server has no model to show");
+  return { manifest: await manifest.json(), buffer: await weights.arrayBuffer(), worker: new Worker("worker.js", { type: "module" }) };
+}
+
+/** What the tabs share: the model's sizes and facts, the examples, the worker, the state and how it is kept. */
+function shared({ manifest, buffer, worker }) {
+  const { model: size, about, examples, tensors } = manifest;
+  const { channels, height, width, steps, read_n, write_n } = size;
+  const count = channels * height * width;
+  const shownImages = Array.from({ length: examples.count }, (_, k) =>
+    Float64Array.from(new Uint8Array(buffer, examples.offset + k * count, count), (value) => value / 255));
+  const limits = { steps, examples: examples.count, pixels: channels === 1 && about.binary ? count : 0 };
+  const state = fromHash(location.hash, limits);
+  let writing = 0;
+  function remember() {
+    clearTimeout(writing);
+    writing = setTimeout(() => history.replaceState(null, "", toHash(state, limits) || "#"), 250); // Safari limits how often
+  }
+  return {
+    size, about, channels, steps, read_n, write_n, count, shownImages, labels: examples.labels, limits, worker, state, remember,
+    canvas0: new Float32Array(buffer, tensors.canvas0.offset, count).slice(),
+    /** Keeps the glimpse of the tab that is open; one that was played to its end is played again. */
+    keepT(tab, player) {
+      if (state.tab !== tab) return;
+      state.t = player.playing || player.settled ? null : player.t;
+      remember();
+    },
+  };
+}
+
+function describe({ size, about, channels, steps, read_n, write_n }) {
+  const facts = [
+    about.name, about.data, `${size.width} × ${size.height}${channels === 3 ? " RGB" : ""}`, `${steps} glimpses`,
+    read_n === null ? "reads the whole image" : `reads ${read_n} × ${read_n}`,
+    write_n === null ? "writes the whole canvas" : `writes ${write_n} × ${write_n}`,
+    `${(about.parameters / 1e6).toPrecision(2)} M weights`,
+    about.bound_nats && `validation bound ${about.bound_nats.toFixed(1)} nats`,
+  ];
+  $("about").textContent = facts.filter(Boolean).join(" · ");
+  const through = write_n === null ? "over the whole canvas" : "through a window that it places itself";
+  $("lead").textContent = `A recurrent network that draws, glimpse by glimpse, ${through}.`;
+  document.title = `DRAW · ${about.name ?? "studio"}`;
+  document.body.classList.toggle("rgb", channels === 3); // signed RGB is shown around grey, not in two colours
+}
+
+async function main() {
+  const loaded = await load();
+  const page = shared(loaded), { state, worker } = page;
+  worker.onerror = (event) => fail(`The model could not be computed: ${event.message ?? "the worker did not start"}. Load the page again.`);
+  worker.postMessage({ load: { manifest: loaded.manifest, buffer: loaded.buffer } }, [loaded.buffer]);
+  describe(page);
+  const tabs = { watch: watchTab(page), show: readingTab(page) };
+  const control = controls(page, tabs.watch);
+
+  worker.onmessage = ({ data }) => {
+    if (data.error) fail(`The model could not be computed: ${data.error}`);
+    if (data.gif) tabs.watch.gifDone(data.gif.bytes);
+    if (!data.glimpse) return;
+    const { player } = data.glimpse.kind === "draw" ? tabs.watch : tabs.show;
+    if (data.glimpse.id === player.job) player.add(data.glimpse);
+  };
+
+  /** Shows the tab of the state; one that was never open begins. */
+  function showTab() {
+    for (const name of TABS) {
+      const chosen = state.tab === name;
+      $(name).hidden = !chosen;
+      $(`tab-${name}`).setAttribute("aria-selected", chosen);
+      $(`tab-${name}`).tabIndex = chosen ? 0 : -1;
+    }
+    tabs[state.tab].layOut();
+  }
+
+  page.switchTo = (tab) => {
+    if (state.tab === tab) return;
+    const { player } = tabs[state.tab];
+    if (player.playing) player.seek(player.shown);
+    state.tab = tab;
+    showTab();
+    if (tabs[tab].player.job === 0) tabs[tab].begin(null);
+    else tabs[tab].player.update();
+    page.remember();
+  };
+  for (const name of TABS) {
+    $(`tab-${name}`).addEventListener("click", () => page.switchTo(name));
+    $(`tab-${name}`).addEventListener("keydown", (event) => {
+      if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+      event.preventDefault();
+      event.stopPropagation();
+      const other = TABS.find((tab) => tab !== name);
+      page.switchTo(other);
+      $(`tab-${other}`).focus();
+    });
+  }
+  keys(page, tabs, control);
+
+  function begin() {
+    control.show();
+    showTab();
+    tabs[state.tab].begin(state.t);
+  }
+  addEventListener("hashchange", () => {
+    Object.assign(state, fromHash(location.hash, page.limits));
+    begin();
+  });
+  const again = () => {
+    tabs[state.tab].layOut();
+    tabs[state.tab].player.update();
+  };
+  new ResizeObserver(again).observe(document.body);
+  addEventListener("resize", again); // its height too
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  begin();
+  document.documentElement.dataset.ready = "";
+}
+
+/** Keys that work wherever the focus is not on something that needs them itself. */
+function keys({ state, steps, about }, tabs, { change, newSeed, again }) {
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, summary")) return;
+    const { player } = tabs[state.tab], key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    if (key === " " && event.target.closest("button")) return; // it presses the button
+    const actions = {
+      " ": () => player.toggle(),
+      ArrowLeft: () => player.seek(player.shown - 1),
+      ArrowRight: () => player.seek(player.shown + 1),
+      Home: () => player.seek(0),
+      End: () => player.seek(steps),
+      ...(state.tab === "watch" && {
+        n: newSeed,
+        r: again,
+        b: () => about.binary && change({ pixels: state.pixels === "binary" ? "probabilities" : "binary" }),
+        w: () => change({ windows: !state.windows }),
+        Escape: () => state.open !== null && tabs.watch.open(null),
+      }),
+    };
+    if (!Object.hasOwn(actions, key) || (state.tab === "show" && $("reading").hidden)) return;
+    event.preventDefault();
+    actions[key]();
+  });
+}
+
+main().catch((error) => fail(`The page could not start: ${error.message}`));
