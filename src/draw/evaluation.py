@@ -91,7 +91,8 @@ def evaluate(
     started = time.perf_counter()
     images = data.images[config.split]
     chosen = spread(len(images), config.images)
-    unroll = fast.unroll_for(model, speed or SpeedConfig(), len(chosen) * (config.samples + config.importance_samples))
+    work = len(chosen) * (config.samples + config.importance_samples)
+    unroll = world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     steps = model.config.steps
     table = torch.zeros(len(chosen), 3 + steps + 2 * bool(config.importance_samples), dtype=torch.float64)

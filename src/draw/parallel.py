@@ -64,7 +64,7 @@ class World:
                 dist.broadcast(tensor, src=0)
 
     def decide(self, number: float, yes: bool) -> tuple[float, bool]:
-        """Rank 0's number and answer, on every rank. It costs log2(size) messages, where a sum costs 2 (size - 1)."""
+        """Rank 0's number and answer, on every rank. It takes log2(size) messages in a row; a sum 2 (size - 1)."""
         if self.size == 1:
             return number, yes
         values = torch.tensor([number, yes], dtype=torch.float64)

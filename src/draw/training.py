@@ -87,7 +87,7 @@ class Trainer:
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         steps = None if config.train.schedule_minutes else config.train.iterations
         images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two
-        self.unroll = fast.unroll_for(self.model, speed, images)
+        self.unroll = self.world.every(lambda: fast.unroll_for(self.model, speed, images))  # a compiler may be missing
         self.network = self.world.wrap(self.model)  # the same weights; what is called in training
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
