@@ -22,7 +22,7 @@ LAYERS = (
     ("native", "deferred", "packing"),
     ("fast",),
     ("training", "evaluation", "figures", "curves", "export"),
-    ("run",),
+    ("run", "results"),
     ("progress", "bench", "serve"),
     ("growth",),
     ("verbs",),

@@ -266,3 +266,23 @@ def test_colour_without_attention_trains_too(tmp_path):
     config = small_config(read_n=None, write_n=None)
     records = list(train(config, tmp_path / "r", data=data_set(channels=3), device="cpu"))
     assert records[-1].step == 12
+
+
+def test_a_run_begins_with_the_weights_of_a_model_whatever_its_number_of_glimpses(tmp_path):
+    run_all(tmp_path / "short")
+    config = small_config(steps=5, iterations=1, learning_rate=1e-9, warmup=0)
+    run_all(tmp_path / "long", config, init=tmp_path / "short")
+    short, long = (checkpoint.find(tmp_path / name) for name in ("short", "long"))
+    for name, weight in long.tensors().items():
+        torch.testing.assert_close(weight, short.tensors()[name], rtol=0, atol=1e-8)
+    assert long.info["init"]["sha256"] == short.sha256[checkpoint.MODEL]
+    assert run.read_log(tmp_path / "long")[0]["init"] == long.info["init"]
+    run_all(tmp_path / "long", config.replace(iterations=2), resume=True)
+    assert checkpoint.read(checkpoint.newest(tmp_path / "long")).info["init"] == long.info["init"]
+
+
+def test_weights_of_other_sizes_are_no_beginning(tmp_path):
+    run_all(tmp_path / "run")
+    with pytest.raises(UserError, match=r"cannot begin with .*: model.*decoder"):
+        run_all(tmp_path / "other", small_config(dec_size=13), init=tmp_path / "run")
+    assert not (tmp_path / "other").exists()

@@ -28,6 +28,7 @@ from draw.errors import UserError, nearest
 from draw.model import DRAW, require_same_tensors
 
 FORMAT = 1
+WEIGHTS = Path(__file__).parent / "weights"  # the models that ship, a checkpoint's folder each
 MODEL, TRAINING, DESCRIPTION = "model.safetensors", "training.safetensors", "checkpoint.json"
 
 
@@ -43,7 +44,7 @@ class Checkpoint:
     sha256: dict[str, str]  # of each file of tensors
 
     def tensors(self, file: str = MODEL) -> dict[str, Tensor]:
-        """The tensors of one file.
+        """The tensors of one file, float32: those of models that ship may lie there at half the width.
 
         Raises:
             UserError: If the file is missing or damaged.
@@ -54,9 +55,10 @@ class Checkpoint:
         try:
             if _sha256(path) != self.sha256[file]:
                 raise UserError(f"{path} is damaged: its SHA-256 is not the one in {DESCRIPTION}")
-            return load_file(path)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
+        return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
 
     def model(self, device: torch.device | str = "cpu") -> DRAW:
         """The network with the averaged weights, ready to use.
@@ -174,12 +176,20 @@ def newest(run: Path, kind: str = "step") -> Path | None:
     return max(found, key=lambda path: (len(path.name), path.name), default=None)  # by number: names are padded with 0
 
 
+def shipped() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob(f"*/{DESCRIPTION}"))
+
+
 def find(model: str | Path) -> Checkpoint:
-    """The checkpoint that a MODEL argument means: a checkpoint's folder, or a run's folder, there the best one.
+    """The checkpoint that a MODEL argument means: the name of a model that ships (`./NAME` is a folder of that name), a
+    checkpoint's folder, or a run's folder, there the best one.
 
     Raises:
         UserError: If there is none.
     """
+    if model in shipped():
+        return read(WEIGHTS / model)
     path = Path(model)
     if (path / DESCRIPTION).is_file():
         return read(path)
@@ -188,14 +198,14 @@ def find(model: str | Path) -> Checkpoint:
         return read(found)
     if path.is_dir():
         raise UserError(f"{path} holds no complete checkpoint")
-    beside = [run.name for run in path.parent.iterdir() if newest(run)] if path.parent.is_dir() else []
-    hint = f"; {nearest(path.name, beside)}" if beside else ""
-    raise UserError(f"no model {str(model)!r}: not a run folder, not a checkpoint folder{hint}")
+    beside = [str(run) for run in path.parent.iterdir() if newest(run)] if path.parent.is_dir() else []
+    hint = f"; {nearest(str(path), shipped() + beside)}" if beside or shipped() else ""
+    raise UserError(f"no model {str(model)!r}: not one that ships, not a run folder, not a checkpoint folder{hint}")
 
 
 def load(model: str | Path, device: torch.device | str = "cpu") -> DRAW:
-    """The network that MODEL means, with its averaged weights: a run folder (there the best checkpoint by validation
-    bound) or a checkpoint folder.
+    """The network that MODEL means, with its averaged weights: the name of a model that ships (`draw models`), a run's
+    folder (there the best checkpoint by validation bound) or a checkpoint's folder.
 
     Raises:
         UserError: If there is none, or it is damaged.

@@ -21,6 +21,7 @@ from draw.config import SEEDS, SHARD_MB, DataConfig, EvalConfig, ModelConfig, Sp
 from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
+MODEL = "the name of a model that ships (draw models), or a run's or a checkpoint's folder"
 FIGURES = ("1", "3", "6", "7")
 
 
@@ -104,6 +105,7 @@ def build_parser() -> Parser:
     train.add_argument("--resume", action="store_true", help="go on from the folder's newest checkpoint")
     train.add_argument("--minutes", type=_positive, help="stop after this long, with a checkpoint to resume from")
     train.add_argument("--epochs", type=_positive, help="instead of --iterations")
+    train.add_argument("--init", metavar="MODEL", help="begin with this model's weights; T may differ, sizes not")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
     _common(train, seed=False)
     for section in (TrainConfig, DataConfig, ModelConfig):
@@ -136,9 +138,17 @@ def build_parser() -> Parser:
     _fields(reconstruct, DataConfig, "the model's")
 
     info = verb("info", verbs.info, "what a model is: configuration, parameters, training")
-    info.add_argument("model", nargs="?", metavar="MODEL", help="a run's or a checkpoint's folder")
+    info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     info.add_argument("--preset", choices=PRESETS, help="a preset instead: its configuration and parameters")
     _common(info)
+
+    models = verb("models", verbs.models, "the models that ship, or the card of one")
+    models.add_argument("name", nargs="?", metavar="NAME", help="its card: data, licence, configuration, bound, limits")
+    _common(models, seed=False)
+
+    paper = verb("paper", verbs.paper, "Table 1 of the paper, with what was measured here")
+    paper.add_argument("--check", metavar="NAME", help="measure the row of this model again")
+    _common(paper, seed=False)
 
     figure = verb("figure", verbs.figure, "one of the paper's figures, from our own model and data")
     figure.add_argument("number", choices=FIGURES, metavar="FIGURE", help="the figure's number in the paper")
@@ -206,7 +216,7 @@ def build_parser() -> Parser:
 
 
 def _model(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a run's or a checkpoint's folder")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
 
 
 def _common(parser: Parser, *, seed: bool = True) -> None:

@@ -267,12 +267,13 @@ def type_name(hint: Any) -> str:
 
 
 def _read(path: str, value: Any, hint: Any) -> Any:
-    """A field's value from JSON's: an object, a list (`tuple[X, ...]`), a table (`dict[str, X]`), or a plain one."""
+    """A field's value from JSON's: an object, a list (`list[X]`, `tuple[X, ...]`), a table (`dict[str, X]`), or a plain
+    one."""
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, path)  # type: ignore[arg-type]  # the class, not an instance
-    if origin is tuple and isinstance(value, list):
-        return tuple(_read(f"{path}[{i}]", entry, typing.get_args(hint)[0]) for i, entry in enumerate(value))
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_read(f"{path}[{i}]", entry, typing.get_args(hint)[0]) for i, entry in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: _read(f"{path}.{key}", entry, typing.get_args(hint)[1]) for key, entry in value.items()}
     return _checked(path, value, hint)

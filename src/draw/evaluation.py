@@ -29,6 +29,7 @@ class Evaluation:
     loss_x_nats: float
     loss_z_nats: float
     kl_per_glimpse_nats: list[float]
+    percentiles_nats: list[float]  # 0, 5, ..., 100 % of the images have at most this bound
     bits_per_dim: float  # the bound / (c h w ln 2)
     iw_nats: float | None  # importance-weighted estimate with K samples: an upper bound in expectation, tighter with K
     iw_se: float | None
@@ -123,6 +124,7 @@ def evaluate(
         loss_x_nats=float(mean[1]),
         loss_z_nats=float(mean[2]),
         kl_per_glimpse_nats=mean[3 : 3 + steps].tolist(),
+        percentiles_nats=table[:, 0].quantile(torch.linspace(0, 1, 21, dtype=table.dtype)).tolist(),
         bits_per_dim=float(mean[0]) / (math.prod(model.config.image_shape) * math.log(2)),
         iw_nats=float(mean[3 + steps]) if weighted else None,
         iw_se=float(error[3 + steps]) if weighted and several else None,

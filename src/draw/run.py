@@ -69,6 +69,7 @@ def train(
     minutes: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     tensorboard: bool = False,
+    init: str | Path | None = None,
     world: World | None = None,
 ) -> Iterator[Metrics | Validation]:
     """Train in a run's folder, yielding every log line and every validation as it is made.
@@ -86,6 +87,7 @@ def train(
         stop: Asked after every step; training stops with a checkpoint when it says yes. On another rank than 0 a yes
             leaves a checkpoint at the next log line.
         tensorboard: Also write TensorBoard event files into the folder.
+        init: A model whose averaged weights a new run begins with: of the same sizes, but for T, on which none depends.
         world: The processes that train together (`draw.parallel.joined`). Every one of them gets the same records;
             rank 0 alone uses the folder and the clock, so that they never disagree.
 
@@ -115,7 +117,11 @@ def train(
     here = environment(where) | {"speed": to_dict(speed), "processes": world.size}
     info = {"data": data.name, "images_sha256": digest, "environment": here}
     best, before = math.inf, 0.0
+    if resumed is None and init is not None:
+        info["init"] = world.main(lambda: _begin_with(trainer, checkpoint.find(init)))
+        trainer.copy_state_from_main(0)
     if resumed is not None:
+        info |= {"init": found.info["init"]} if found and "init" in found.info else {}
         best, before = world.main(lambda: _restore(trainer, out, found, digest) if found else (math.inf, 0.0))
         trainer.copy_state_from_main(resumed)
     if trainer.finished(before):
@@ -125,7 +131,7 @@ def train(
 
         def begin() -> None:
             held.enter_context(_locked(out))
-            log.begin(config, data, here, resumed, tensorboard)
+            log.begin(config, data, info, resumed, tensorboard)
             if resumed is None:
                 _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
 
@@ -187,6 +193,16 @@ def _keep(
         if isinstance(record, Validation) and record.best:
             # After the resumable one: the best is never from a step that resuming would train again.
             _save(out, trainer, seconds, "best", info | {"bound_nats": record.bound_nats})
+
+
+def _begin_with(trainer: Trainer, given: checkpoint.Checkpoint) -> dict[str, str]:
+    """Give a new run the weights of a model. Says which they were."""
+    weights = given.tensors()
+    try:
+        trainer.load_state(trainer.state() | {f"model.{name}": value for name, value in weights.items()}, weights, 0)
+    except ValueError as error:
+        raise UserError(f"cannot begin with {given.path}: {error}") from error
+    return {"model": given.path.name, "sha256": given.sha256[checkpoint.MODEL]}
 
 
 def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[float, float]:
@@ -266,18 +282,14 @@ class _Log:
         self,
         config: RunConfig,
         data: DataSet,
-        environment: dict[str, Any],
+        info: dict[str, Any],
         resumed: int | None,
         tensorboard: bool,
     ) -> None:
         """Write the first lines of a new run, or go on with those up to the step that it is resumed from."""
         if tensorboard:
             self.board = _tensorboard(self.path.parent)
-        here = {
-            "environment": environment,
-            "data": data.name,
-            "images": {k: len(v) for k, v in data.images.items()},
-        }
+        here = {"images": {k: len(v) for k, v in data.images.items()}} | info
         lines: list[dict[str, Any]] = []
         if resumed is None:
             lines.append({"kind": "run", "config": to_dict(config)} | here)

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from draw.bench import Report, Task, What
     from draw.checkpoint import Checkpoint
     from draw.data import DataSet
+    from draw.evaluation import Evaluation
     from draw.growth import Sweep
     from draw.model import DRAW
     from draw.parallel import World
+    from draw.results import Result
 
 
 def _given(options: Any, section: type) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def _train(options: Any, world: "World") -> None:
     stop = _StopSignals()
     records = run.train(
         config, out, data=data, device=options.device, speed=_speed(options), resume=options.resume,
-        minutes=options.minutes, stop=lambda: stop.received, tensorboard=options.tensorboard, world=world,
+        minutes=options.minutes, stop=lambda: stop.received, tensorboard=options.tensorboard, init=options.init,
+        world=world,
     )  # fmt: skip
     last: Any = None
     with stop, TrainingProgress(config.train, options.minutes, step, seconds) as progress:
@@ -89,6 +92,8 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError(f"name what to train: {', '.join(PRESETS)}; or a config.json")
     if options.config is None and options.out is None:
         raise UserError("--resume needs the run's folder: --out DIR")
+    if options.resume and options.init:
+        raise UserError("--resume goes on with the run's own weights: leave out --init")
     if options.resume and options.config and options.out:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {options.config!r}")
     out = options.out or Path("runs") / Path(options.config).stem
@@ -152,16 +157,38 @@ def evaluate(options: Any) -> None:
 
     with joined() as world:
         checkpoint, model = world.every(lambda: _load_model(options))
-        data = world.first_on_each_machine(lambda: _data_for(checkpoint, options))
-        with bar("evaluate") as progress:
-            settings = EvalConfig(**_given(options, EvalConfig))
-            result = evaluate(model, data, settings, speed=_speed(options), progress=progress, world=world)
+        name = checkpoint.config.data.source
+        if recorded := _recorded(checkpoint, options):
+            result = recorded
+            print(f"draw: {name} is not here, this was measured before it shipped; after `draw data get {name}` "
+                  "it is measured here", file=sys.stderr)  # fmt: skip
+        else:
+            data = world.first_on_each_machine(lambda: _data_for(checkpoint, options))
+            name = data.name
+            with bar("evaluate") as progress:
+                settings = EvalConfig(**_given(options, EvalConfig))
+                result = evaluate(model, data, settings, speed=_speed(options), progress=progress, world=world)
     if world.rank > 0:
         return
     if options.json:
-        _print_json(dataclasses.asdict(result))
-        return
-    print(f"{data.name}, {result.split} split, {result.images:,} images, binarization {result.binarization}")
+        _print_json(dataclasses.asdict(result) | {"recorded": bool(recorded)})
+    else:
+        _print_evaluation(name, result)
+
+
+def _recorded(checkpoint: "Checkpoint", options: Any) -> "Evaluation | None":
+    """What was measured of a model that ships, if no more was asked for and its images would have to be downloaded."""
+    from draw.checkpoint import WEIGHTS
+    from draw.results import result
+
+    asked = _given(options, EvalConfig) or _given(options, DataConfig)
+    if asked or checkpoint.path.parent != WEIGHTS or _has_data(checkpoint, options):
+        return None
+    return result(checkpoint.path.name).test
+
+
+def _print_evaluation(name: str, result: "Evaluation") -> None:
+    print(f"{name}, {result.split} split, {result.images:,} images, binarization {result.binarization}")
     print(f"bound  {result.bound_nats:.2f}{_error(result.bound_se)} nats ({result.bits_per_dim:.4f} bits/dim), "
           f"{result.samples} sample{'s' * (result.samples > 1)} per image")  # fmt: skip
     print(f"       L^x {result.loss_x_nats:.2f} + L^z {result.loss_z_nats:.2f}")
@@ -338,7 +365,6 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
     """
     import torch
 
-    from draw import sources
     from draw.data import intensities
     from draw.evaluation import spread
     from draw.export import EXAMPLES
@@ -346,7 +372,7 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
 
     source, asked = checkpoint.config.data.source, checkpoint.config.data.binarization
     try:
-        if "source" not in options and not sources.available(options.data_dir).get(source, True):
+        if "source" not in options and not _has_data(checkpoint, options):
             raise UserError(f"the data set {source} is not here")
         data = _data_for(checkpoint, options)
     except (UserError, OSError) as error:
@@ -369,6 +395,102 @@ def curve(options: Any) -> None:
     records = run.read_log(options.run)
     curves.curve(records, options.out, title=str(options.run))
     _written({"curve": str(options.out)}, options)
+
+
+def models(options: Any) -> None:
+    from draw.checkpoint import MODEL, shipped
+    from draw.results import card, result
+
+    if not options.name:
+        rows = [(card(name)[0], result(name)) for name in shipped()]
+        if options.json:
+            _print_json({row.name: dataclasses.asdict(row) for _, row in rows})
+            return
+        for checkpoint, row in rows:
+            megabytes = (checkpoint.path / MODEL).stat().st_size / 1e6
+            print(f"{row.name:<20} {_bound(row.test):>14} nats  {megabytes:.1f} MB  {row.title}")
+        return
+    checkpoint, about = card(options.name)
+    row = result(options.name)
+    if options.json:
+        _print_json(dataclasses.asdict(row) | {"card": dataclasses.asdict(about), "path": str(checkpoint.path)})
+        return
+    print(f"{row.name}: {row.title}")
+    print(f"data           {about.data}")
+    print(f"licence        {about.licence}")
+    print("configuration  " + ", ".join(f"{k} {v}" for k, v in to_dict(checkpoint.config.model).items()))
+    _print_result(row)
+    print(f"float32        {about.float32_bound_nats:.3f} nats on test before the weights were rounded to what ships, "
+          f"{row.test.bound_nats:.3f} after")  # fmt: skip
+    for limit in about.limits:
+        print(f"limit          {limit}")
+
+
+def paper(options: Any) -> int:
+    from draw.results import PUBLISHED, result, results
+
+    if options.check:
+        return _check(result(options.check), options)
+    rows = results()
+    if options.json:
+        _print_json({"rows": [dataclasses.asdict(row) for row in rows], "published": PUBLISHED})
+        return 0
+    print("Table 1: fixed binarised MNIST, all 10,000 test images, upper bounds on -log p(x) in nats per image")
+    print(f"{'':<52}{'paper':>7}{'here':>15}   importance-weighted, another bound")
+    for name, bound in PUBLISHED.items():
+        print(f"{name:<52}{bound:>7.2f}")
+    for row in rows:
+        iw = row.weighted
+        reported = f"{row.paper_nats:>7.2f}" if row.paper_nats else " " * 7
+        print(f"{row.name + ': ' + row.title:<52}{reported}{_bound(row.test):>15}   IW-{iw.importance_samples:,} "
+              f"{iw.iw_nats:.2f} ± {iw.iw_se:.2f} on {iw.images:,} images")  # fmt: skip
+    for row in rows:
+        print(f"\n{row.name}" + (f" ({row.note})" if row.note else ""))
+        _print_result(row)
+    return 0
+
+
+def _check(row: "Result", options: Any) -> int:
+    """Measure a row of the results again; 1 if it is not what was recorded within its standard error."""
+    from draw.checkpoint import find, shipped
+    from draw.evaluation import evaluate
+    from draw.progress import bar
+    from draw.run import choose_device
+
+    if row.name not in shipped():
+        raise UserError(f"the weights of {row.name!r} do not ship; train them: {row.commands[0]}")
+    checkpoint, was = find(row.name), row.test
+    model = checkpoint.model(choose_device(options.device))
+    settings = EvalConfig(split="test", samples=was.samples)
+    with bar(f"check {row.name}") as progress:
+        now = evaluate(model, _data_for(checkpoint, options), settings, progress=progress)
+    assert was.bound_se is not None  # of all test images
+    same = abs(now.bound_nats - was.bound_nats) <= was.bound_se
+    if options.json:
+        _print_json({"recorded": dataclasses.asdict(was), "measured": dataclasses.asdict(now), "same": same})
+    else:
+        print(f"recorded  {_bound(was)} nats\nmeasured  {_bound(now)} nats, {now.images:,} {now.split} images, "
+              f"{now.samples} samples each, {now.seconds:.0f} seconds\n"
+              f"{'the same within its error' if same else 'NOT the same within its error'}")  # fmt: skip
+    return 0 if same else 1
+
+
+def _bound(measured: "Evaluation") -> str:
+    return f"{measured.bound_nats:.2f}{_error(measured.bound_se)}"
+
+
+def _print_result(row: "Result") -> None:
+    """What the table has no room for."""
+    iw = row.weighted
+    print(f"bound          test {_bound(row.test)} nats ({row.test.samples} samples), valid {_bound(row.valid)} "
+          f"({row.valid.samples})")  # fmt: skip
+    print(f"IW-{iw.importance_samples:<12,}{iw.iw_nats:.2f}{_error(iw.iw_se)} nats on {iw.images:,} test images, whose "
+          f"bound is {_bound(iw)}; effective sample size {iw.effective_sample_size:.1f} (median)")  # fmt: skip
+    print(f"training       {row.steps:,} steps, {row.epochs:.0f} epochs, seed {row.seed}, {row.hours:.2f} hours on "
+          f"{row.hardware}, commit {row.commit}")  # fmt: skip
+    for command in row.commands:
+        print(f"               {command}")
+    print(f"weights        SHA-256 {row.sha256}")
 
 
 def bench(options: Any) -> None:
@@ -607,6 +729,13 @@ def _description(data: "DataSet") -> str:
     sizes = ", ".join(f"{name} {len(images):,}" for name, images in data.images.items())
     shape = " x ".join(map(str, data.shape))
     return f"{data.name}: {shape} (channels, height, width); {sizes}; binarization {data.binarization}"
+
+
+def _has_data(checkpoint: "Checkpoint", options: Any) -> bool:
+    """Whether the model's own data set can be used without a download."""
+    from draw import sources
+
+    return sources.available(options.data_dir).get(checkpoint.config.data.source, True)
 
 
 def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":

@@ -1,0 +1,89 @@
+"""What was measured: Table 1 of the paper with ours beside it, and the card of every model that ships.
+
+`results.json` holds a row for each trained model, `weights/NAME/card.json` what else one should know of a model that
+ships before using it. Both are written by `benchmarks/record.py`, from runs and from measurements of their weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from draw.checkpoint import Checkpoint, find, shipped
+from draw.config import from_json
+from draw.errors import UserError, nearest
+from draw.evaluation import Evaluation
+
+RESULTS = Path(__file__).parent / "results.json"
+# Other rows of the paper's Table 1: upper bounds on -log p(x), fixed binarised MNIST, test set, nats.
+PUBLISHED = {
+    "DARN, one hidden layer": 84.13,
+    "EoNADE, two hidden layers, 128 orderings": 85.10,
+    "DLGM, 8 leapfrog steps": 85.51,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained model and what was measured of it; every bound in nats per image."""
+
+    name: str  # of the preset that trains it, and of the model if it ships
+    title: str
+    paper_nats: float | None  # what the paper reports of this very configuration
+    note: str  # how far it has come; empty of a run that ended as its preset says
+    steps: int  # of training
+    epochs: float
+    hours: float  # of training, validation included
+    hardware: str
+    seed: int
+    commit: str  # of the code that trained it
+    commands: list[str]  # from nothing to these weights
+    sha256: str  # of the weights that were measured
+    valid: Evaluation
+    test: Evaluation
+    weighted: Evaluation  # with importance samples, on fewer images
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one should know of a model that ships, beside its row of the results."""
+
+    data: str
+    licence: str
+    limits: list[str]
+    float32_bound_nats: float  # of the weights before they were rounded to what ships; as `Result.test`
+    one_sample: Evaluation  # all test images, one sample each: what the bound of a single image can be set beside
+    subset: Evaluation  # a few test images, spread evenly: what the tests of this package measure again
+
+
+@dataclass(frozen=True)
+class _Results:
+    rows: list[Result]
+
+
+def results() -> list[Result]:
+    """Every row, in the order of the table."""
+    return from_json(_Results, RESULTS.read_text(encoding="utf-8"), str(RESULTS)).rows
+
+
+def result(name: str) -> Result:
+    """The row of this name.
+
+    Raises:
+        UserError: If there is none, with the nearest name.
+    """
+    rows = {row.name: row for row in results()}
+    if name not in rows:
+        raise UserError(f"no result {name!r}; {nearest(name, rows)}")
+    return rows[name]
+
+
+def card(name: str) -> tuple[Checkpoint, Card]:
+    """A model that ships, and its card.
+
+    Raises:
+        UserError: If none of this name ships, with the nearest name.
+    """
+    if name not in shipped():
+        raise UserError(f"no model {name!r} ships; {nearest(name, shipped())}")
+    found = find(name)
+    path = found.path / "card.json"
+    return found, from_json(Card, path.read_text(encoding="utf-8"), str(path))
