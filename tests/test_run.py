@@ -286,3 +286,19 @@ def test_weights_of_other_sizes_are_no_beginning(tmp_path):
     with pytest.raises(UserError, match=r"cannot begin with .*: model.*decoder"):
         run_all(tmp_path / "other", small_config(dec_size=13), init=tmp_path / "run")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_whose_glimpses_grow_can_be_resumed(tmp_path):
+    config = small_config(grow_from=1)
+    records = run_all(tmp_path / "whole", config)
+    assert [record.glimpses for record in records if isinstance(record, Metrics)] == [
+        1,
+        2,
+        2,
+        3,
+        3,
+        3,
+    ]  # of steps 2, 4, ... 12
+    run_all(tmp_path / "parts", config, stop=stop_after(3))
+    run_all(tmp_path / "parts", resume=True, config=config)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

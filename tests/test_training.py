@@ -8,7 +8,7 @@ import torch
 from draw.config import TrainConfig
 from draw.distributions import Bernoulli
 from draw.evaluation import evaluate
-from draw.training import NonFiniteError, Trainer, learning_rate, schedule_fraction
+from draw.training import NonFiniteError, Trainer, glimpses, learning_rate, schedule_fraction
 from small import data_set, small_config
 
 
@@ -152,3 +152,15 @@ def test_a_schedule_in_minutes_follows_the_clock_and_not_the_steps():
     config = TrainConfig(schedule_minutes=2.0, iterations=10)
     assert schedule_fraction(config, 10_000, 60.0) == pytest.approx(0.5)
     assert schedule_fraction(config, 0, 121.0) == 1.0
+
+
+def test_glimpses_double_from_the_first_number_to_all_of_them():
+    config = TrainConfig(grow_from=4, grow_until=0.6, iterations=100)
+    counts = [glimpses(config, 30, step, 0.0) for step in range(101)]
+    assert [counts[step] for step in (0, 19, 20, 39, 40, 59, 60, 100)] == [4, 4, 8, 8, 16, 16, 30, 30]
+    assert counts == sorted(counts)
+
+
+def test_without_growth_there_are_always_all_glimpses():
+    assert glimpses(TrainConfig(), 30, 0, 0.0) == 30
+    assert glimpses(TrainConfig(grow_from=99), 30, 0, 0.0) == 30

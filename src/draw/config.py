@@ -111,6 +111,8 @@ class TrainConfig:
     schedule_minutes: float | None = _option(None, "let the cosine end after this many minutes of training instead")
     learning_rate: float = _option(2.5e-3, "Adam's peak learning rate")
     warmup: int = _option(500, "steps over which the learning rate rises linearly")
+    grow_from: int | None = _option(None, "glimpses to begin with; doubled at even intervals until there are T")
+    grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
     clip_norm: float = _option(10.0, "largest global gradient norm, nats")
     ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
     log_every: int = _option(50, "steps between log lines")
@@ -128,6 +130,9 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
+        grow_from = self.grow_from
+        _require(grow_from is None or grow_from >= 1, f"grow_from must be at least 1, or none, got {grow_from}")
+        _require(0 < self.grow_until <= 1, f"grow_until must be in (0, 1], got {self.grow_until}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 

@@ -126,7 +126,20 @@ def update_for(
     """
     if speed.precision == "tf32":  # the backward pass too
         update = _in_tf32(update)
-    return captured(update) if device.type == "cuda" and speed.compile != "off" and alone else update
+    return _each_shape(update) if device.type == "cuda" and speed.compile != "off" and alone else update
+
+
+def _each_shape(update: Callable[..., None]) -> Callable[..., None]:
+    """A graph for every number of glimpses: a run may begin with few of them."""
+    runs: dict[tuple[torch.Size, ...], Callable[..., None]] = {}
+
+    def run(*inputs: Tensor) -> None:
+        shapes = tuple(tensor.shape for tensor in inputs)
+        if shapes not in runs:
+            runs[shapes] = captured(update)
+        runs[shapes](*inputs)
+
+    return run
 
 
 def captured(update: Callable[..., None], warmup: int = 3) -> Callable[..., None]:

@@ -39,7 +39,16 @@ LOGGED = {  # what each kind of record holds at least
     "train": {"step", "seconds", "bound_nats", "loss_x_nats", "loss_z_nats"},
     "valid": {"step", "seconds", "bound_nats", "loss_x_nats", "loss_z_nats"},
 }
-FIXED_ON_RESUME = ("seed", "batch_size", "warmup", "ema_decay", "clip_norm", "log_every", "validation_images")
+FIXED_ON_RESUME = (
+    "seed",
+    "batch_size",
+    "warmup",
+    "ema_decay",
+    "clip_norm",
+    "grow_from",
+    "log_every",
+    "validation_images",
+)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Metrics:
 
     step: int
     epoch: float
+    glimpses: int  # T, of the last of these steps
     seconds: float  # of training, validation and saving included, over all parts of a resumed run
     bound_nats: float
     loss_x_nats: float
@@ -43,6 +44,16 @@ def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
     """Linear warm-up over the first steps, times a cosine that ends at `iterations` or after `schedule_minutes`."""
     warmup = min(1.0, (step + 1) / max(config.warmup, 1))
     return config.learning_rate * warmup * (1 + math.cos(math.pi * schedule_fraction(config, step, seconds))) / 2
+
+
+def glimpses(config: TrainConfig, T: int, step: int, seconds: float) -> int:  # noqa: N803  # the paper's T
+    """How many of the T glimpses are made: `grow_from`, twice, four times as many, up to T from `grow_until` on.
+
+    No weight depends on T, and what few glimpses learn in a cheap step is soon spread over more of them.
+    """
+    first = config.grow_from or T
+    stages = max(0, math.ceil(math.log2(T / first)))
+    return min(T, first << int(stages * schedule_fraction(config, step, seconds) / config.grow_until))
 
 
 def schedule_fraction(config: TrainConfig, step: int, seconds: float) -> float:
@@ -83,6 +94,7 @@ class Trainer:
             raise UserError("several processes cannot train on mps: choose --device cpu")
         self.data = data.to(device)
         self.step = 0
+        self._glimpses = config.model.steps  # of the last step
         self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         steps = None if config.train.schedule_minutes else config.train.iterations
@@ -125,7 +137,8 @@ class Trainer:
         """
         config = self.config.train
         x = self.batch(self.step)
-        eps = self.model.noise(config.batch_size, config.seed, "train", self.step)
+        self._glimpses = glimpses(config, self.model.config.steps, self.step, seconds)
+        eps = self.model.noise(config.batch_size, config.seed, "train", self.step, steps=self._glimpses)
         eps = eps[:, self.world.share(config.batch_size)].contiguous()  # as for binarization: the whole batch's noise
         self._learning_rate.fill_(learning_rate(config, self.step, seconds))
         # Early on the horizon is the run so far, or the average would be of initial weights for thousands of steps.
@@ -168,6 +181,7 @@ class Trainer:
         return Metrics(
             step=self.step,
             epoch=self.step * config.batch_size / len(self.data.images["train"]),
+            glimpses=self._glimpses,
             seconds=seconds,
             bound_nats=bound,
             loss_x_nats=loss_x,
