@@ -1,7 +1,7 @@
-"""Measure a trained run and write its row of `src/draw/results.json`; with --ship also the model into the package.
+"""Measure a trained run and write its row of `src/draw/results.json`; with --ship NAME also the model.
 
-    python benchmarks/record.py runs/mnist mnist --title "with attention, T=64" --paper-nats 80.97 \
-        --hardware "one H200" --command "draw train mnist" --ship
+    python benchmarks/record.py runs/mnist-3h mnist-3h --title "with attention, T=32" \
+        --hardware "one core of an AMD EPYC" --command "draw train mnist-3h" --ship mnist
 
 What a row holds is decided here once for all of them: the bound on all test images from 20 samples each and on all
 validation images from 5, the importance-weighted estimate with 1,000 samples on --weighted-images test images. With
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         row = Result(
             name=options.name,
             title=options.title,
-            paper_nats=options.paper_nats,
+            model=options.ship,
             note=options.note,
             steps=found.step,
             epochs=found.step * found.config.train.batch_size / len(data.images["train"]),
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                 one_sample=measured(model, split="test"),
                 subset=measured(model, split="test", images=100),
             )
-            home = checkpoint.WEIGHTS / options.name
+            home = checkpoint.WEIGHTS / options.ship
             shutil.rmtree(home, ignore_errors=True)
             shutil.copytree(found.path, home)
             write_json(home / "card.json", dataclasses.asdict(card))
@@ -92,9 +92,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("name", help="of the row, and of the model that ships")
+    parser.add_argument("name", help="of the row: the preset's")
     parser.add_argument("--title", required=True)
-    parser.add_argument("--paper-nats", type=float)
     parser.add_argument("--note", default="")
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--licence", default=LICENCE)
@@ -102,7 +101,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weighted-images", type=int, default=500)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--ship", action="store_true")
+    parser.add_argument("--ship", metavar="NAME", help="put the model into the package, under this name")
     return parser.parse_args(arguments)
 
 

@@ -402,20 +402,20 @@ def models(options: Any) -> None:
     from draw.results import card, result
 
     if not options.name:
-        rows = [(card(name)[0], result(name)) for name in shipped()]
+        rows = {name: result(name) for name in shipped()}
         if options.json:
-            _print_json({row.name: dataclasses.asdict(row) for _, row in rows})
+            _print_json({name: dataclasses.asdict(row) for name, row in rows.items()})
             return
-        for checkpoint, row in rows:
-            megabytes = (checkpoint.path / MODEL).stat().st_size / 1e6
-            print(f"{row.name:<20} {_bound(row.test):>14} nats  {megabytes:.1f} MB  {row.title}")
+        for name, row in rows.items():
+            megabytes = (card(name)[0].path / MODEL).stat().st_size / 1e6
+            print(f"{name:<20} {_bound(row.test):>14} nats  {megabytes:.1f} MB  {row.title}")
         return
     checkpoint, about = card(options.name)
     row = result(options.name)
     if options.json:
         _print_json(dataclasses.asdict(row) | {"card": dataclasses.asdict(about), "path": str(checkpoint.path)})
         return
-    print(f"{row.name}: {row.title}")
+    print(f"{options.name}: {row.title}")
     print(f"data           {about.data}")
     print(f"licence        {about.licence}")
     print("configuration  " + ", ".join(f"{k} {v}" for k, v in to_dict(checkpoint.config.model).items()))
@@ -427,39 +427,39 @@ def models(options: Any) -> None:
 
 
 def paper(options: Any) -> int:
-    from draw.results import PUBLISHED, result, results
+    from draw.results import PAPER, PUBLISHED, result, results
 
     if options.check:
         return _check(result(options.check), options)
-    rows = results()
+    rows = {row.name: row for row in results()}
     if options.json:
-        _print_json({"rows": [dataclasses.asdict(row) for row in rows], "published": PUBLISHED})
+        measured = [dataclasses.asdict(row) for row in rows.values()]
+        _print_json({"rows": measured, "paper": PAPER, "published": PUBLISHED})
         return 0
     print("Table 1: fixed binarised MNIST, all 10,000 test images, upper bounds on -log p(x) in nats per image")
-    print(f"{'':<52}{'paper':>7}{'here':>15}   importance-weighted, another bound")
+    print(f"{'':<60}{'paper':>7}{'here':>15}")
     for name, bound in PUBLISHED.items():
-        print(f"{name:<52}{bound:>7.2f}")
-    for row in rows:
-        iw = row.weighted
-        reported = f"{row.paper_nats:>7.2f}" if row.paper_nats else " " * 7
-        print(f"{row.name + ': ' + row.title:<52}{reported}{_bound(row.test):>15}   IW-{iw.importance_samples:,} "
-              f"{iw.iw_nats:.2f} ± {iw.iw_se:.2f} on {iw.images:,} images")  # fmt: skip
-    for row in rows:
-        print(f"\n{row.name}" + (f" ({row.note})" if row.note else ""))
+        print(f"{name:<60}{bound:>7.2f}")
+    for name in dict.fromkeys((*PAPER, *rows)):
+        reported = f"{PAPER[name]:.2f}" if name in PAPER else ""
+        title, here = (rows[name].title, _bound(rows[name].test)) if name in rows else ("", "not trained")
+        print(f"{name + (': ' + title if title else ''):<60}{reported:>7}{here:>15}")
+    for row in rows.values():
+        print(f"\n{row.name}: {row.title}" + (f"; {row.note}" if row.note else ""))
         _print_result(row)
     return 0
 
 
 def _check(row: "Result", options: Any) -> int:
     """Measure a row of the results again; 1 if it is not what was recorded within its standard error."""
-    from draw.checkpoint import find, shipped
+    from draw.checkpoint import find
     from draw.evaluation import evaluate
     from draw.progress import bar
     from draw.run import choose_device
 
-    if row.name not in shipped():
+    if row.model is None:
         raise UserError(f"the weights of {row.name!r} do not ship; train them: {row.commands[0]}")
-    checkpoint, was = find(row.name), row.test
+    checkpoint, was = find(row.model), row.test
     model = checkpoint.model(choose_device(options.device))
     settings = EvalConfig(split="test", samples=was.samples)
     with bar(f"check {row.name}") as progress:

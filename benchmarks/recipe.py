@@ -1,0 +1,106 @@
+"""The study behind the presets: train small variants of one run, then set them side by side.
+
+    python benchmarks/recipe.py --out recipe              # train what is missing, print the table, plot the curves
+    python benchmarks/recipe.py --out recipe --table      # print and plot what is there
+
+Every variant is `draw train mnist` with T=16 and the flags below, once for each seed, in OUT/VARIANT-SEED. A run that was
+stopped goes on. The bound is that of the averaged weights on 2,000 validation images after the last step; the test images
+are never read. Cost is counted in glimpses of an image, in millions, so that it does not depend on the machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from draw.run import read_log
+
+COMMON = ("--steps", "16", "--precision", "bfloat16", "--threads", "1", "--validate-every", "3000")
+STEPS = ("--iterations", "3000")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed, and for which seeds it was tried."""
+
+    flags: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1)
+
+
+GROW = ("--grow-from", "8")
+VARIANTS = {
+    "flat": Variant(STEPS),
+    "grow8": Variant((*STEPS, *GROW)),
+    "grow4": Variant((*STEPS, "--grow-from", "4")),
+    "lr5": Variant((*STEPS, *GROW, "--learning-rate", "5e-3")),
+    "lr1": Variant((*STEPS, *GROW, "--learning-rate", "1e-3")),
+    "batch50": Variant((*GROW, "--iterations", "6000", "--batch-size", "50", "--ema-decay", "0.99975")),
+    "clip100": Variant((*STEPS, *GROW, "--clip-norm", "100")),
+    "ema998": Variant((*STEPS, *GROW, "--ema-decay", "0.998")),
+}
+
+
+def main() -> None:
+    """Train what is missing, unless told not to; then the table and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    runs = {(name, seed): options.out / f"{name}-{seed}" for name in options.only for seed in VARIANTS[name].seeds}
+    if not options.table:
+        for (name, seed), out in sorted(runs.items(), key=lambda run: run[0][1]):  # all of seed 0 first
+            train(out, ("mnist", *COMMON, *VARIANTS[name].flags, "--seed", str(seed)))
+    logs = {run: read_log(out) for run, out in runs.items() if (out / "metrics.jsonl").is_file()}
+    print(f"{'variant':<10}{'seed':>5}{'bound, valid':>14}{'L^x':>8}{'L^z':>7}{'steps':>7}{'M glimpses':>12}  flags")
+    for (name, seed), log in logs.items():
+        last = [record for record in log if record["kind"] == "valid"][-1]
+        print(f"{name:<10}{seed:>5}{last['bound_nats']:>14.2f}{last['loss_x_nats']:>8.2f}{last['loss_z_nats']:>7.2f}"
+              f"{last['step']:>7,}{cost(log)[-1][0]:>12.1f}  {' '.join(VARIANTS[name].flags)}")  # fmt: skip
+    plot(logs, options.out / "recipe.png")
+
+
+def train(out: Path, arguments: tuple[str, ...]) -> None:
+    """One run, or what is left of it."""
+    if (out / "metrics.jsonl").is_file():
+        arguments = ("--resume",)
+    subprocess.run([sys.executable, "-m", "draw", "train", *arguments, "--out", str(out)], check=True)
+
+
+def cost(log: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Millions of glimpses and the bound of each log line of training."""
+    batch = log[0]["config"]["train"]["batch_size"]
+    done, step, points = 0.0, 0, []
+    for record in log:
+        if record["kind"] == "train":
+            done += (record["step"] - step) * batch * record["glimpses"] / 1e6
+            step = record["step"]
+            points.append((done, record["bound_nats"]))
+    return points
+
+
+def plot(logs: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
+    """The bound of the training batches against cost, a line for each run."""
+    figure = Figure(figsize=(8, 5), dpi=125, layout="constrained")
+    axes = figure.subplots()
+    colours = {name: f"C{index}" for index, name in enumerate(VARIANTS)}
+    for (name, seed), log in logs.items():
+        x, y = zip(*cost(log), strict=True)
+        label = name if seed == 0 else None
+        axes.plot(x, y, color=colours[name], linewidth=1, linestyle="-" if seed == 0 else ":", label=label)
+    axes.set_ylim(100, 210)
+    axes.set_xlabel("millions of glimpses of an image")
+    axes.set_ylabel("bound on training batches, nats per image")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    print(json.dumps({"plot": str(path)}))
+
+
+if __name__ == "__main__":
+    main()
