@@ -191,3 +191,18 @@ def test_writing_with_attention_deposits_its_patch_through_its_window():
     stroke, w = write(h_dec)
     patch = write.to_patch(h_dec).reshape(2, 3, 3, 3)
     assert_allclose(stroke.detach().numpy(), deposit(patch, w, 4, 5).detach().numpy(), **EXACT)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_what_is_read_and_written_at_first_is_of_the_size_of_the_pixels(n):
+    """Independent pixels read with about their own deviation; a patch of ones written as a stroke of about one."""
+    x = torch.randn(400, 1, 28, 28, generator=seeded("pixels"))
+    read, write = AttentiveRead(n, 8, 1, 28, 28), AttentiveWrite(n, 8, 1, 28, 28)
+    nothing = torch.zeros(400, 8)
+    r, _ = read(x, x, nothing)
+    assert 0.5 < r.std() < 2
+    with torch.no_grad():
+        write.to_patch.weight.zero_()
+        write.to_patch.bias.fill_(1.0)
+    stroke, _ = write(nothing)
+    assert 0.7 < stroke.mean() < 1.3

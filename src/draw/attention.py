@@ -26,13 +26,16 @@ def deposit(
 
 
 class WindowHead(nn.Linear):
-    """Eq. 21: from the decoder's output to a window, which at first sees the whole image."""
+    """Eq. 21: from the decoder's output to a window, which at first lies over the whole image.
 
-    def __init__(self, dec_size: int, n: int, height: int, width: int) -> None:
+    `sigma` and `gamma` are those of `filterbank.initial_raw`.
+    """
+
+    def __init__(self, dec_size: int, n: int, height: int, width: int, *, sigma: float, gamma: int) -> None:
         super().__init__(dec_size, 5)
         self.n, self.height, self.width = n, height, width
         with torch.no_grad():
-            self.bias.copy_(torch.tensor(initial_raw(n, height, width)))
+            self.bias.copy_(torch.tensor(initial_raw(n, height, width, sigma=sigma, gamma=gamma)))
 
     def forward(self, h_dec: Float[Tensor, "b d"]) -> Window:  # type: ignore[override]  # a Window, not a Tensor
         """The window of each image."""
@@ -60,7 +63,8 @@ class AttentiveRead(nn.Module):
         super().__init__()
         self.n = n
         self.features = 2 * channels * n * n
-        self.to_window = WindowHead(dec_size, n, height, width)
+        # A mean over stride^2 pixels varies about 1/stride as much as one of them: gamma makes up for that.
+        self.to_window = WindowHead(dec_size, n, height, width, sigma=0.25, gamma=1)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"], h_dec: Float[Tensor, "b d"]
@@ -90,7 +94,8 @@ class AttentiveWrite(nn.Module):
         super().__init__()
         self.height, self.width = height, width
         self.patch_shape = channels, n, n
-        self.to_window = WindowHead(dec_size, n, height, width)
+        # Each filter spreads its value over stride^2 pixels; 1/gamma = stride^2 gives the stroke the patch's own size.
+        self.to_window = WindowHead(dec_size, n, height, width, sigma=0.5, gamma=-2)
         self.to_patch = nn.Linear(dec_size, channels * n * n)
 
     def forward(self, h_dec: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b c h w"], Window]:

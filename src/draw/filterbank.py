@@ -47,15 +47,23 @@ def window(raw: Float[Tensor, "b 5"], n: int, height: int, width: int) -> Window
     )
 
 
-def initial_raw(n: int, height: int, width: int) -> list[float]:
-    """The head's bias for a window whose n filters tile the image's longer side, sigma half the stride, gamma 1.
+def initial_raw(n: int, height: int, width: int, *, sigma: float, gamma: int) -> list[float]:
+    """A head's bias (eq. 21) for a first window whose n filters tile the image's longer side.
 
     With zero bias a 2 x 2 window has a stride of the whole image and a sigma of one pixel: it sees four corner
     pixels, and the posterior collapses for thousands of steps.
+
+    Args:
+        n: Filters along each axis.
+        height: Image height, pixels.
+        width: Image width, pixels.
+        sigma: Deviation of the filters, in strides.
+        gamma: The intensity, as a power of the stride in pixels.
     """
     side = max(width, height)
     stride = side / n
-    return [0.0, 0.0, 2 * math.log(stride / 2), math.log(stride * max(n - 1, 1) / max(side - 1, 1)), 0.0]
+    log_delta = math.log(stride * max(n - 1, 1) / max(side - 1, 1))
+    return [0.0, 0.0, 2 * math.log(sigma * stride), log_delta, gamma * math.log(stride)]
 
 
 def axis_filters(
