@@ -30,8 +30,8 @@ PRESETS = {
     "mnist-no-attention": RunConfig(
         model=ModelConfig(read_n=None, write_n=None), data=DataConfig(source="binarized-mnist")
     ),
-    # For CPUs: half the paper's glimpses, begun with 8 of them. About one hour of one core in bfloat16, more than one and
-    # a half in float32. See docs/results.md.
+    # For CPUs: half the paper's glimpses, begun with 8 of them. About one hour of one core in bfloat16, one and a half
+    # in float32. See docs/results.md.
     "mnist-1h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
