@@ -37,7 +37,12 @@ PRESETS = {
         data=DataConfig(source="binarized-mnist"),
         train=TrainConfig(iterations=27_000, learning_rate=1e-2, grow_from=8, grow_until=0.6),
     ),
-    # The same for about three hours.
+    "mnist-no-attention-1h": RunConfig(
+        model=ModelConfig(steps=32, read_n=None, write_n=None),
+        data=DataConfig(source="binarized-mnist"),
+        train=TrainConfig(iterations=12_000, learning_rate=5e-3, grow_from=8, grow_until=0.6),
+    ),
+    # With attention for about three hours.
     "mnist-3h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
