@@ -332,7 +332,7 @@ def state_js(code):
 )  # fmt: skip
 def test_values_out_of_range_in_the_address_are_left_at_their_defaults(bad):
     limits = "{ steps: 8, examples: 2, pixels: 4 }"
-    assert state_js(f"state.fromHash('#{bad}', {limits})") == state_js("state.defaults(8)")
+    assert state_js(f"state.fromHash('#{bad}', {limits})") == state_js("state.defaults({ steps: 8 })")
 
 
 @needs_node
