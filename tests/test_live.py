@@ -98,7 +98,8 @@ def test_a_resumed_run_has_its_new_schedule(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     ["nonsense\n", "[1]\n", "{}\n", "\n", "\0\0\n", line(2, bound_nats="1"), line(2, bound_nats=1e999),
-     line(2, step="2"), line(2, bound_nats=None), "[" * 100_000 + "\n", '{"kind": "train"}\n', line(2, bound_nats=10**400)],
+     line(2, step="2"), line(2, bound_nats=None), "[" * 100_000 + "\n", '{"kind": "train"}\n',
+     line(2, bound_nats=10**400)],
     ids=lambda text: text[:40],
 )  # fmt: skip
 def test_a_damaged_line_is_said_in_one_line_and_the_rest_is_shown(tmp_path, damage):

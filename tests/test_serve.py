@@ -29,7 +29,7 @@ TOKEN = "a-token_of-16-letters"
 @contextlib.contextmanager
 def serving(*arguments):
     """The address that a server with these arguments prints, and its process; in the end it has to stop at once."""
-    command = [sys.executable, "-m", "draw", "serve", *map(str, arguments), "--port", "0", "--json"]
+    command = [sys.executable, "-m", "draw", "serve", "--json", "--port", "0", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -158,7 +158,8 @@ def test_a_run_and_its_newest_samples_are_told(address, runs):
     "path",
     ["/samples/../12.png", "/samples/%2e%2e/12.png", "/samples/%2e%2e%2f%2e%2e/12.png", "/samples//12.png",
      "/samples/..%2fa%20run/12.png", "/samples/%2fetc%2fpasswd/12.png", "/samples/a%20run%00/12.png",
-     "/samples/./12.png", "/samples/" + "a" * 5000 + "/12.png", "/samples/a%20run/8.png", "/samples/a%20run/%2e%2e%2fconfig.json",
+     "/samples/./12.png", "/samples/" + "a" * 5000 + "/12.png", "/samples/a%20run/8.png",
+     "/samples/a%20run/%2e%2e%2fconfig.json",
      "/samples/a%20run/012.png", "/samples/a%20run/1e1.png", "/samples/a%20run/" + "9" * 5000 + ".png",
      "/samples/a%20run/12", "/samples/a%20run/samples/step-00000012.png", "/events/", "/samples/%ff%fe/12.png"],
     ids=lambda path: path[:50],
