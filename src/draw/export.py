@@ -111,7 +111,8 @@ def page(manifest: dict[str, Any], binary: bytes) -> str:
         "weights": ("text/plain", base64.b64encode(binary).decode("ascii")),
     }
     blocks = [f'<script type="{kind}" id="{name}">{text}</script>' for name, (kind, text) in data.items()]
-    blocks.append(f'<script type="module">{script}</script>')
+    # Before the weights, and async: while they are still being parsed, the worker starts.
+    blocks.insert(-1, f'<script type="module" async>{script}</script>')
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; worker-src blob:; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
