@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,32 +16,12 @@ import pytest
 from draw import cli, export, serve
 from draw.live import Runs
 from draw.run import train
+from serving import TOKEN, serving
 from small import data_set, small_config
 from test_studio_page import STEPS, at, chromium, model, place  # noqa: F401  # fixtures
 
 pytest.importorskip("starlette", reason="needs starlette, of the extra web")
 pytest.importorskip("uvicorn", reason="needs uvicorn, of the extra web")
-
-
-TOKEN = "a-token_of-16-letters"
-
-
-@contextlib.contextmanager
-def serving(*arguments):
-    """The address that a server with these arguments prints, and its process; in the end it has to stop at once."""
-    command = [sys.executable, "-m", "draw", "serve", "--json", "--port", "0", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        yield json.loads(process.stdout.readline())["address"], process
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-        assert process.returncode in (0, 130)  # whoever is connected
-        assert "Traceback" not in errors
-        assert TOKEN not in errors
-    finally:
-        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from draw.run import train
+from serving import serving
 from small import data_set, small_config
 from test_cli import SMALL
-from test_serve import serving
 from test_studio_math import needs_node
 from test_studio_page import chromium, model, place, state_js, until  # noqa: F401  # fixtures
 
