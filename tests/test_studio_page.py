@@ -84,9 +84,9 @@ def visit(chromium, file):
     assert {url.split("#")[0] for url in requests if not url.startswith(("blob:", "data:"))} <= {file.as_uri()}
 
 
-def until(page, expression):
+def until(page, expression, seconds=10):
     """Waits for an expression to be true. Playwright's own way evaluates it in the page: forbidden by the policy."""
-    for _ in range(400):
+    for _ in range(40 * seconds):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(25)

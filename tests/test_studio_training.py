@@ -99,16 +99,17 @@ def test_a_run_is_followed_while_it_trains(visit, folder):
                    "--device", "cpu", "--compile", "off"]  # fmt: skip
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         try:
-            until(page, "document.querySelector('.badge.training')")
+            until(page, "document.querySelector('.badge.training')", 60)
             assert page.is_hidden("#training-empty")
             until(page, "document.querySelector('#curves .raw')?.getAttribute('d')")
             before = points(page)
+            page.evaluate("location.hash = 'curve=loss_x'")  # begins the tab again, with what it has
             until(page, "document.querySelector('#sheet img').naturalWidth > 200")
             ((name, state, facts),) = runs_of(page)
             assert (name, state) == ("demo", "training")
             assert facts.endswith("less than a minute left")
             until(page, f"document.querySelector('#curves .raw').getAttribute('d').match(/[ML]/g).length > {before}")
-            until(page, "document.querySelector('.badge.finished')")
+            until(page, "document.querySelector('.badge.finished')", 60)
         finally:
             process.kill()
             process.wait()
@@ -116,10 +117,15 @@ def test_a_run_is_followed_while_it_trains(visit, folder):
         assert re.fullmatch(r"step [\d,]+ · best \d+\.\d nats", facts)
         assert page.evaluate("document.querySelector('#runs progress').value") == 1
         assert page.inner_text("#status") == "demo: finished"
+        later = visit(url)
+        until(later, "document.querySelector('#curves .raw')?.getAttribute('d')")
+        assert points(later) == points(page)
         last = json.loads((folder / "demo/metrics.jsonl").read_text().splitlines()[-1])
         until(page, f"document.querySelector('#sheet img').src.endsWith('/demo/{last['step']}.png')")
         shutil.rmtree(folder / "demo")
         until(page, "!document.querySelector('#training-empty').hidden")
+        page.context.close()  # before the server goes
+        later.context.close()
 
 
 def test_two_runs_are_overlaid_and_named(visit, address):
@@ -228,12 +234,14 @@ def test_a_model_and_its_runs_are_on_one_page(visit, place, two):  # noqa: F811
         page.click("#tab-show")
         page.click("#examples button")
         page.wait_for_selector("#reading:not([hidden])")
+        page.context.close()
 
 
 def test_under_a_token_the_page_is_whole(visit, two):
     with serving("--runs", two, "--token", "0123456789abcdef") as (url, _):
         page = visit(url)
         until(page, "document.querySelector('#sheet img').naturalWidth > 0")
+        page.context.close()
 
 
 def test_an_exported_page_has_no_such_tab(place, tmp_path):  # noqa: F811

@@ -27,13 +27,14 @@ export function trainingTab(page) {
 
   function connect() {
     clearTimeout(again);
-    source ??= new EventSource("events");
+    if (source) return;
+    source = new EventSource("events");
     source.onopen = () => ($("connection").textContent = "Live: the page follows the training.");
     source.addEventListener("runs", ({ data }) => listed(JSON.parse(data)));
     source.addEventListener("run", ({ data }) => changed(JSON.parse(data)));
     source.onerror = () => {
       $("connection").textContent = "The server does not answer. Is draw serve still running? Trying again…";
-      if (source?.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
+      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
       disconnect();
       again = setTimeout(connect, AGAIN);
     };
