@@ -149,13 +149,15 @@ class _Events:
         full = self.clients >= CLIENTS
         kind = "text/plain" if full else "text/event-stream"
         headers = [(b"content-type", kind.encode()), *([(b"retry-after", b"10")] if full else [])]
-        await send({"type": "http.response.start", "status": 503 if full else 200, "headers": headers})
+        start = {"type": "http.response.start", "status": 503 if full else 200, "headers": headers}
         if full or scope["method"] == "HEAD":
+            await send(start)
             await send({"type": "http.response.body", "body": b"Too many viewers.\n" if full else b""})
             return
-        self.clients += 1
+        self.clients += 1  # before anything is waited for
         left = asyncio.ensure_future(_until_left(receive))
         try:
+            await send(start)
             await self.tell(send, left)
         except TimeoutError:
             pass  # the client has stopped reading
