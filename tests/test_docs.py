@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import draw
 from draw import cli
+from serving import serving
 from small import data_set
 from test_cli import SMALL
 
@@ -55,6 +57,11 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     lines = commands("README.md")
     assert len(lines) >= 10
     for arguments in lines:
+        if arguments[0] == "serve":  # until it is interrupted
+            if find_spec("uvicorn"):
+                with serving(*arguments[1:]) as (address, _):
+                    assert address.startswith("http://127.0.0.1:")
+            continue
         fresh = arguments[0] == "train" and "--resume" not in arguments
         small = ["--data", "small.npz", "--iterations", "4", *SMALL] if fresh else []  # instead of an hour
         assert cli.main([*arguments, *small]) == 0, capsys.readouterr().err

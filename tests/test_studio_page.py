@@ -84,9 +84,9 @@ def visit(chromium, file):
     assert {url.split("#")[0] for url in requests if not url.startswith(("blob:", "data:"))} <= {file.as_uri()}
 
 
-def until(page, expression):
+def until(page, expression, seconds=10):
     """Waits for an expression to be true. Playwright's own way evaluates it in the page: forbidden by the policy."""
-    for _ in range(400):
+    for _ in range(40 * seconds):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(25)
@@ -211,6 +211,38 @@ def test_a_photograph_of_ink_on_paper_is_cut_turned_and_made_two_valued(visit, t
     assert pixels[14, 4] == pixels[2, 14] == 0
 
 
+@pytest.mark.parametrize(("kind", "target"), [("drop", "#drop"), ("paste", "body")])
+def test_a_picture_is_dropped_or_pasted_from_any_tab(visit, kind, target):
+    bar = np.zeros((SIDE, SIDE), np.uint8)
+    bar[4:24, 12:16] = 255
+    file = io.BytesIO()
+    Image.fromarray(bar).save(file, "PNG")
+    page = visit("#t=0")
+    event = {"drop": "DragEvent('drop', { dataTransfer", "paste": "ClipboardEvent('paste', { clipboardData"}[kind]
+    page.evaluate(f"""() => {{
+        const bytes = Uint8Array.from(atob("{base64.b64encode(file.getvalue()).decode()}"), (c) => c.charCodeAt(0));
+        const given = new DataTransfer();
+        given.items.add(new File([bytes], "bar.png", {{ type: "image/png" }}));
+        document.querySelector("{target}").dispatchEvent(new {event}: given, bubbles: true, cancelable: true }}));
+    }}""")
+    page.wait_for_selector("#reading:not([hidden])")
+    assert page.get_attribute("#tab-show", "aria-selected") == "true"
+    np.testing.assert_array_equal(shot(page, "#paper")[..., 0], bar)
+
+
+def test_a_copied_link_is_the_view(visit):
+    page = visit("#seed=11&n=4&t=5", permissions=["clipboard-read", "clipboard-write"])
+    at(page, 5)
+    page.click("#copy-link")
+    until(page, "document.querySelector('#copy-link').textContent === 'Copied'")
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url
+    again = visit("#" + link.partition("#")[2])
+    at(again, 5)
+    pictures = [each.eval_on_selector("#grid canvas", "canvas => canvas.toDataURL()") for each in (page, again)]
+    assert pictures[0] == pictures[1]
+
+
 def test_a_file_that_is_no_image_is_said_to_be_none(visit, tmp_path):
     (tmp_path / "note.png").write_text("nothing")
     page = visit("#tab=show")
@@ -332,7 +364,7 @@ def state_js(code):
 )  # fmt: skip
 def test_values_out_of_range_in_the_address_are_left_at_their_defaults(bad):
     limits = "{ steps: 8, examples: 2, pixels: 4 }"
-    assert state_js(f"state.fromHash('#{bad}', {limits})") == state_js("state.defaults(8)")
+    assert state_js(f"state.fromHash('#{bad}', {limits})") == state_js("state.defaults({ steps: 8 })")
 
 
 @needs_node

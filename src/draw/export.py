@@ -31,6 +31,7 @@ MODULES = (
     "draw.js", "gif.js", "state.js", "common.js", "view.js", "player.js", "paper.js", "watch.js", "reading.js",
     "controls.js", "app.js",
 )  # fmt: skip
+TRAINING = ("plot.js", "training.js")  # loaded by app.js where the page has that tab, from a server
 WORKER = ("draw.js", "gif.js", "worker.js")
 EXAMPLES = 10
 
@@ -110,12 +111,13 @@ def page(manifest: dict[str, Any], binary: bytes) -> str:
         "weights": ("text/plain", base64.b64encode(binary).decode("ascii")),
     }
     blocks = [f'<script type="{kind}" id="{name}">{text}</script>' for name, (kind, text) in data.items()]
-    blocks.append(f'<script type="module">{script}</script>')
+    # Before the weights, and async: while they are still being parsed, the worker starts.
+    blocks.insert(-1, f'<script type="module" async>{script}</script>')
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; worker-src blob:; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    html = (WEB / "index.html").read_text(encoding="utf-8")
+    html = index(training=False)
     for old, new in {
         "<!-- policy -->": f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<link rel="stylesheet" href="style.css">': f"<style>{style}</style>",
@@ -125,6 +127,12 @@ def page(manifest: dict[str, Any], binary: bytes) -> str:
         assert found, old
         html = before + new + after
     return html
+
+
+def index(*, training: bool) -> str:
+    """The page's HTML, with or without the tab of runs in training, which needs a server."""
+    html = (WEB / "index.html").read_text(encoding="utf-8")
+    return html if training else re.sub(r"<!-- training -->.*?<!-- /training -->\n", "", html, flags=re.DOTALL)
 
 
 def write_page(path: Path, manifest: dict[str, Any], binary: bytes) -> None:

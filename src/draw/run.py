@@ -194,7 +194,7 @@ def _keep(
     """Put what a step gave into the folder: log lines, a sheet of samples, a checkpoint if it is due, and the best."""
     if any(isinstance(record, Validation) for record in records):
         sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=trainer.config.train.seed))
-        render.save_png(sheet, out / "samples" / f"step-{trainer.step:08d}.png")
+        render.save_png(sheet, sheet_of(out, trainer.step))
     log.write(records)
     if due:
         _save(out, trainer, seconds, "step", info)
@@ -212,6 +212,11 @@ def _begin_with(trainer: Trainer, given: checkpoint.Checkpoint) -> dict[str, str
     except ValueError as error:
         raise UserError(f"cannot begin with {given.path}: {error}") from error
     return {"model": given.path.name, "sha256": given.sha256[checkpoint.MODEL]}
+
+
+def sheet_of(out: Path, step: int) -> Path:
+    """The sheet of samples that a run's folder holds of the validation after so many steps."""
+    return out / "samples" / f"step-{step:08d}.png"
 
 
 def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[float, float]:
@@ -270,14 +275,34 @@ def _locked(out: Path) -> Iterator[None]:
         yield
         return
     with (out / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{out} is being trained by another process") from error
+        for patience in (0.1, 0.1, 0.1, 0.0):  # seconds: whoever asks `is_training` has the lock for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not patience:
+                    raise UserError(f"{out} is being trained by another process") from error
+                time.sleep(patience)
         file.truncate(0)
         file.write(parallel.job() or "")
         file.flush()
         yield
+
+
+def is_training(out: Path) -> bool:
+    """Whether a process is training in a run's folder; where there are no such locks, nobody can tell: yes."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    if not (out / LOCK).is_file():
+        return False
+    with (out / LOCK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class _Log:
@@ -388,11 +413,20 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         if line.endswith(b"\n"):
-            record = strict_json(line.decode(errors="replace"), f"{path}, line {number},")
-            if not isinstance(record, dict) or not LOGGED.get(str(record.get("kind")), {"?"}) <= record.keys():
-                raise UserError(f"{path}, line {number}, is no record of a run: {line[:60].decode(errors='replace')!r}")
-            records.append(record)
+            records.append(read_record(line, f"{path}, line {number},"))
     return records
+
+
+def read_record(line: bytes, where: str) -> dict[str, Any]:
+    """One line of metrics.jsonl.
+
+    Raises:
+        UserError: Naming the place, if it is none.
+    """
+    record = strict_json(line.decode(errors="replace"), where)
+    if not isinstance(record, dict) or not LOGGED.get(str(record.get("kind")), {"?"}) <= record.keys():
+        raise UserError(f"{where} is no record of a run: {line[:60].decode(errors='replace')!r}")
+    return record
 
 
 def require_unused(out: Path) -> None:

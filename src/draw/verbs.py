@@ -333,13 +333,22 @@ def export(options: Any) -> None:
 
 
 def serve(options: Any) -> None:
-    from draw.serve import serve
+    if options.model is None and options.runs is None:
+        raise UserError("nothing to serve: name a MODEL, or a folder of runs with --runs DIR, or both")
+    from draw.live import Runs
+    from draw.serve import check_address, serve
+
+    if not check_address(options.host, options.token).is_loopback:
+        print("draw: warning: nothing is encrypted, and whoever has the address sees the page", file=sys.stderr)
 
     def ready(address: str) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the end, when the server hands its signal on
         print(json.dumps({"address": address}) if options.json else address, flush=True)
         print("draw: open it in a browser; Ctrl-C ends", file=sys.stderr)
 
-    serve(*_packed(options), options.port, ready)
+    runs = Runs(options.runs) if options.runs else None
+    manifest, binary = _packed(options) if options.model else (None, b"")
+    serve(manifest, binary, options.port, ready, runs=runs, host=options.host, token=options.token)
 
 
 def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":

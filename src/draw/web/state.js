@@ -5,9 +5,9 @@ export const SPEEDS = [1, 2, 4, 8, 15, 30, 60]; // glimpses per second
 export const SEEDS = 2 ** 32;
 
 /** The state of a page that was opened without any. t null means: play from the start. */
-export function defaults(steps) {
+export function defaults({ steps, home = "watch" }) {
   return {
-    tab: "watch", // or "show"
+    tab: home, // watch, show or training
     seed: 1, n: 16, temperature: 1, // what is drawn
     pixels: "probabilities", // or "binary"
     windows: true,
@@ -16,6 +16,9 @@ export function defaults(steps) {
     open: null, // the canvas shown large
     example: null, picture: null, // what is shown to the model: an example's number, or black and white pixels
     noise: 0, // seed of the reading
+    curve: "bound", axis: "steps", // of the runs in training
+    hide: [], // names of the runs left out
+    run: null, // the one whose samples are shown
   };
 }
 
@@ -23,9 +26,12 @@ const whole = (least, most) => (text) =>
   /^\d{1,10}$/.test(text) && Number(text) >= least && Number(text) <= most ? Number(text) : undefined;
 const oneOf = (choices) => (text) => choices.find((choice) => String(choice) === text);
 
-function readers({ steps, examples, pixels }) {
+const NAMES = 100; // of runs
+const name = (text) => (text.length > 0 && text.length <= 255 ? text : undefined);
+
+function readers({ steps, examples, pixels, training = false }) {
   return {
-    tab: oneOf(["watch", "show"]),
+    tab: oneOf(["watch", "show", ...(training ? ["training"] : [])]),
     seed: whole(0, SEEDS - 1),
     n: oneOf(COUNTS),
     temperature: (text) => (/^\d(\.\d{1,2})?$/.test(text) && Number(text) <= 2 ? Number(text) : undefined),
@@ -37,19 +43,28 @@ function readers({ steps, examples, pixels }) {
     example: whole(0, examples - 1),
     picture: (text) => (bitsFrom(text, pixels) ? text : undefined),
     noise: whole(0, SEEDS - 1),
+    ...(training && {
+      curve: oneOf(["bound", "loss_x", "loss_z"]),
+      axis: oneOf(["steps", "minutes"]),
+      hide: name,
+      run: name,
+    }),
   };
 }
 
 /** The state that a fragment means; what is missing, unknown or out of range is left at its default.
  *
- * `limits` holds the model's steps, pixels of an image and number of examples.
+ * `limits` holds the model's steps, pixels of an image and number of examples, whether there are runs in training, and
+ * which tab the page opens on.
  */
 export function fromHash(hash, limits) {
-  const state = defaults(limits.steps);
+  const state = defaults(limits);
   const read = readers(limits);
   for (const [name, text] of new URLSearchParams(hash.replace(/^#/, ""))) {
     const value = Object.hasOwn(read, name) ? read[name](text) : undefined;
-    if (value !== undefined) state[name] = value;
+    if (value === undefined) continue;
+    if (!Array.isArray(state[name])) state[name] = value;
+    else if (state[name].length < NAMES) state[name].push(value);
   }
   if (state.open !== null && state.open >= state.n) state.open = null;
   return state;
@@ -57,9 +72,10 @@ export function fromHash(hash, limits) {
 
 /** The shortest fragment that means this state. */
 export function toHash(state, limits) {
-  const plain = defaults(limits.steps), parts = new URLSearchParams();
+  const plain = defaults(limits), parts = new URLSearchParams();
   for (const [name, value] of Object.entries(state)) {
-    if (value !== plain[name] && value !== null) parts.set(name, typeof value === "boolean" ? Number(value) : value);
+    if (Array.isArray(value)) for (const each of value) parts.append(name, each);
+    else if (value !== plain[name] && value !== null) parts.set(name, typeof value === "boolean" ? Number(value) : value);
   }
   return String(parts) && `#${parts}`;
 }
