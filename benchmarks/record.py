@@ -16,6 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from draw import checkpoint, results, run
 from draw.config import EvalConfig, SpeedConfig
 from draw.data import load_data
@@ -84,6 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.rmtree(home, ignore_errors=True)
             shutil.copytree(found.path, home)
             write_json(home / "card.json", dataclasses.asdict(card))
+            chosen, labels = results.chosen_examples(data)
+            tensors = {"images": data.images["test"][chosen], "labels": torch.tensor(labels)}
+            save_file(tensors, home / "examples.safetensors")
     rows = {other.name: other for other in results.results()} | {row.name: row}
     write_json(results.RESULTS, {"rows": [dataclasses.asdict(other) for other in rows.values()]})
 

@@ -127,6 +127,16 @@ def test_names_that_do_not_ship_are_one_line(ships, capsys):
     assert "did you mean 'tiny'?" in main(capsys, "paper", "--check", "tinny", code=2).err
 
 
+def test_a_page_of_a_model_that_ships_has_images_to_read_and_ranks_them(ships, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("draw.sources.available", lambda data_dir: {str(ships / "small.npz"): False})
+    told = main(capsys, "export", "tiny", tmp_path / "page.html", "--json")
+    assert json.loads(told.out)["examples"] == results.EXAMPLES
+    assert told.err == ""
+    page = (tmp_path / "page.html").read_text()
+    _, percentiles = results.card("tiny")
+    assert json.dumps(percentiles.one_sample.percentiles_nats) in page
+
+
 # What really ships
 
 

@@ -211,3 +211,17 @@ def test_weights_that_are_no_numbers_are_refused():
     model.to_mu.bias.data[0] = math.nan
     with pytest.raises(UserError, match=r"to_mu\.bias holds values that are no finite numbers"):
         export.pack(model)
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [(59.0, "Less surprising than any"), (60.0, "Less surprising than any"), (75.0, "More surprising than 25 %"),
+     (110.0, "More surprising than 60 %"), (140.5, "More surprising than any")],
+)  # fmt: skip
+def test_a_bound_is_ranked_among_those_of_test_images(bound, said):
+    percentiles = [60.0, 75.0, 100.0, 125.0, 140.0]  # 0, 25, 50, 75, 100 %
+    code = (
+        f"import({json.dumps(str(export.WEB / 'reading.js'))}).then((m) => console.log(m.rank({bound}, {percentiles})))"
+    )
+    assert node("--input-type=module", "-e", code).startswith(said)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from draw import checkpoint, cli, export
+from draw import checkpoint, cli, export, results
 from draw.config import DataConfig, RunConfig
 from draw.objective import losses
 from small import data_set
@@ -457,7 +457,7 @@ def test_where_the_data_are_gone_the_page_is_made_without_examples(place, tmp_pa
     assert "no example images in the page" in captured.err
     arguments = ["export", str(moved), str(tmp_path / "p.html"), "--data", str(place / "small.npz"), "--json"]
     assert cli.main(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["examples"] == export.EXAMPLES
+    assert json.loads(capsys.readouterr().out)["examples"] == results.EXAMPLES
 
 
 def test_only_pages_are_written(place, capsys):

@@ -33,7 +33,6 @@ MODULES = (
 )  # fmt: skip
 TRAINING = ("plot.js", "training.js")  # loaded by app.js where the page has that tab, from a server
 WORKER = ("draw.js", "gif.js", "worker.js")
-EXAMPLES = 10
 
 _KINDS: dict[type[nn.Module], str] = {
     AttentiveRead: "attentive",

@@ -7,12 +7,21 @@ ships before using it. Both are written by `benchmarks/record.py`, from runs and
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from jaxtyping import Int, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from draw import checkpoint
 from draw.checkpoint import Checkpoint, find, shipped
 from draw.config import from_json
+from draw.data import DataSet
 from draw.errors import UserError, nearest
-from draw.evaluation import Evaluation
+from draw.evaluation import Evaluation, spread
 
 RESULTS = Path(__file__).parent / "results.json"
+EXAMPLES = 10  # test images beside a model that ships, and in a page
 # The paper's Table 1: upper bounds on -log p(x), fixed binarised MNIST, test set, nats. Its own, by our preset's name,
 PAPER = {"mnist": 80.97, "mnist-no-attention": 87.40}
 # and others that it quotes.
@@ -89,3 +98,32 @@ def card(name: str) -> tuple[Checkpoint, Card]:
     found = find(name)
     path = found.path / "card.json"
     return found, from_json(Card, path.read_text(encoding="utf-8"), str(path))
+
+
+def is_shipped(found: Checkpoint) -> bool:
+    """Whether a checkpoint is one of those that come with the package."""
+    return found.path.parent == checkpoint.WEIGHTS
+
+
+def chosen_examples(data: DataSet) -> tuple[Int[Tensor, " n"], list[int]]:
+    """Which test images to show a model first, and their labels if they have any: if of ten classes, one of each."""
+    labels = data.labels.get("test")
+    if labels is None or len(labels.unique()) != EXAMPLES:
+        chosen = spread(len(data.images["test"]), EXAMPLES)
+    else:
+        chosen = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
+    return chosen, [] if labels is None else labels[chosen].tolist()
+
+
+def examples(found: Checkpoint) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:
+    """The test images beside a model that ships, as it is to read them, and their labels.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    path = found.path / "examples.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return tensors["images"], tensors["labels"].tolist()

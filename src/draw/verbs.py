@@ -178,11 +178,10 @@ def evaluate(options: Any) -> None:
 
 def _recorded(checkpoint: "Checkpoint", options: Any) -> "Evaluation | None":
     """What was measured of a model that ships, if no more was asked for and its images would have to be downloaded."""
-    from draw.checkpoint import WEIGHTS
-    from draw.results import result
+    from draw.results import is_shipped, result
 
     asked = _given(options, EvalConfig) or _given(options, DataConfig)
-    if asked or checkpoint.path.parent != WEIGHTS or _has_data(checkpoint, options):
+    if asked or not is_shipped(checkpoint) or _has_data(checkpoint, options):
         return None
     return result(checkpoint.path.name).test
 
@@ -334,7 +333,7 @@ def export(options: Any) -> None:
 
 def serve(options: Any) -> None:
     if options.model is None and options.runs is None:
-        raise UserError("nothing to serve: name a MODEL, or a folder of runs with --runs DIR, or both")
+        options.model = "mnist"
     from draw.live import Runs
     from draw.serve import check_address, serve
 
@@ -354,6 +353,7 @@ def serve(options: Any) -> None:
 def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
     """The model, and what the page shows beside it, as the studio takes it."""
     from draw import export
+    from draw.results import card, is_shipped
 
     checkpoint, model = _load_model(options)
     examples, labels, binarization = _examples(checkpoint, options)
@@ -364,6 +364,8 @@ def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
         "binary": binarization != "none",
         "bound_nats": checkpoint.info.get("bound_nats"),
     }
+    if is_shipped(checkpoint):
+        about["percentiles_nats"] = card(checkpoint.path.name)[1].one_sample.percentiles_nats
     return export.pack(model, about=about, examples=examples, labels=labels)
 
 
@@ -372,16 +374,16 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
 
     None of them if the model's own data set is not here: a page is no reason for a download.
     """
-    import torch
-
     from draw.data import intensities
-    from draw.evaluation import spread
-    from draw.export import EXAMPLES
     from draw.noise import seeded
+    from draw.results import chosen_examples, examples, is_shipped
 
     source, asked = checkpoint.config.data.source, checkpoint.config.data.binarization
     try:
         if "source" not in options and not _has_data(checkpoint, options):
+            if is_shipped(checkpoint):
+                shown, labels = examples(checkpoint)
+                return shown, labels, asked
             raise UserError(f"the data set {source} is not here")
         data = _data_for(checkpoint, options)
     except (UserError, OSError) as error:
@@ -389,13 +391,11 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
             raise
         print(f"draw: no example images in the page: {error}; name a set with --data", file=sys.stderr)
         return None, [], "none" if asked == "none" else "static"
-    images, labels = data.images["test"], data.labels.get("test")
-    if labels is None or len(labels.unique()) != EXAMPLES:
-        chosen = spread(len(images), EXAMPLES)
-    else:  # one of each class
-        chosen = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
-    shown = intensities(images[chosen], data.binarization, seeded(options.seed, "binarize")).mul(255).byte()
-    return shown, [] if labels is None else labels[chosen].tolist(), data.binarization
+    chosen, labels = chosen_examples(data)
+    shown = (
+        intensities(data.images["test"][chosen], data.binarization, seeded(options.seed, "binarize")).mul(255).byte()
+    )
+    return shown, labels, data.binarization
 
 
 def curve(options: Any) -> None:

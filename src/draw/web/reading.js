@@ -8,6 +8,16 @@ import { Player } from "./player.js";
 
 const ENOUGH = 300; // milliseconds of quiet after which a drawing is read
 
+/** How unusual a picture is, in words: its bound among those of test images, given at even steps of rank. */
+export function rank(bound, percentiles) {
+  const above = percentiles.findIndex((value) => value >= bound), last = percentiles.length - 1;
+  if (above === 0) return "Less surprising than any test image.";
+  if (above < 0) return "More surprising than any test image.";
+  const [low, high] = [percentiles[above - 1], percentiles[above]];
+  const share = (above - 1 + (bound - low) / (high - low)) / last;
+  return `More surprising than ${Math.round(100 * share)} % of the test images.`;
+}
+
 /** Makes the tab; `page` holds what the tabs share (see app.js). */
 export function readingTab(page) {
   const { size, steps, count, channels, read_n, write_n, canvas0, about, shownImages, labels, limits } = page;
@@ -81,6 +91,8 @@ export function readingTab(page) {
     $("bound").textContent = (pixels + latents).toFixed(2);
     $("loss-x").textContent = pixels.toFixed(2);
     $("loss-z").textContent = latents.toFixed(2);
+    $("rank").hidden = !about.percentiles_nats || t < steps;
+    if (!$("rank").hidden) $("rank").textContent = rank(pixels + latents, about.percentiles_nats);
   }
 
   const average = about.bound_nats ? ` Validation images: ${about.bound_nats.toFixed(1)} on average.` : "";
