@@ -1,7 +1,8 @@
 """A model for the browser: its weights as one manifest and one binary, and the studio as one self-contained page.
 
-The manifest is JSON: sizes, the kind of each piece, and where each tensor lies in the binary, which is float32, little
-endian, followed by the example images, 8 bits a pixel. `web/draw.js` is driven by it and knows nothing else of a model.
+The manifest is JSON: sizes, the kind of each piece, and where each tensor lies in the binary, which is float32, or
+float16 where that loses nothing, little endian, followed by the example images, 8 bits a pixel. `web/draw.js` is driven
+by it and knows nothing else of a model.
 """
 
 import base64
@@ -71,15 +72,19 @@ def pack(
         raise UserError("cannot export a model whose encoder and decoder are of different kinds")
     pieces["likelihood"] = _kind("likelihood", model.likelihood)
 
-    tensors, parts, offset = {}, [], 0
-    for name, tensor in model.state_dict().items():
-        array = tensor.detach().cpu().numpy().astype("<f4")
+    arrays = {name: tensor.detach().cpu().numpy().astype("<f4") for name, tensor in model.state_dict().items()}
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f"cannot export: {name} holds values that are no finite numbers")
+    if halves := _as_halves(arrays):
+        arrays = halves
+    tensors, parts, offset = {}, [], 0
+    for name, array in arrays.items():
         tensors[name] = {"shape": list(array.shape), "offset": offset}
         parts.append(array.tobytes())
         offset += array.nbytes
-    manifest = {"format": FORMAT, "model": to_dict(model.config), "pieces": pieces, "tensors": tensors}
+    manifest = {"format": FORMAT, "model": to_dict(model.config), "pieces": pieces}
+    manifest |= {"weights": "float16" if halves else "float32", "tensors": tensors}
     manifest["about"] = (about or {}) | {"parameters": sum(p.numel() for p in model.parameters())}
     count = 0 if examples is None else len(examples)
     manifest["examples"] = {"offset": offset, "count": count, "labels": list(labels)}
@@ -88,6 +93,13 @@ def pack(
         offset += math.prod(examples.shape)
     manifest["bytes"] = offset
     return manifest, b"".join(parts)
+
+
+def _as_halves(arrays: dict[str, Any]) -> dict[str, Any] | None:
+    """The same values at half the width, None if they would not be the same."""
+    with np.errstate(over="ignore"):
+        halves = {name: array.astype("<f2") for name, array in arrays.items()}
+    return halves if all(np.array_equal(halves[name], array) for name, array in arrays.items()) else None
 
 
 def _kind(name: str, piece: Any) -> str:

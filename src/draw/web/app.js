@@ -1,4 +1,5 @@
 /* The page: one state object, all of it in the address; the worker computes, view.js paints. */
+import { tensorOf } from "./draw.js";
 import { fromHash, toHash } from "./state.js";
 import { $, fail } from "./common.js";
 import { watchTab } from "./watch.js";
@@ -43,7 +44,7 @@ function kept(limits) {
 
 /** What the tabs share: the model's sizes and facts, the examples, the worker, the state and how it is kept. */
 function shared({ manifest, buffer, worker }) {
-  const { model: size, about, examples, tensors } = manifest;
+  const { model: size, about, examples } = manifest;
   const { channels, height, width, steps, read_n, write_n } = size;
   const count = channels * height * width;
   const shownImages = Array.from({ length: examples.count }, (_, k) =>
@@ -52,7 +53,7 @@ function shared({ manifest, buffer, worker }) {
   const page = kept({ steps, examples: examples.count, pixels, training: TABS.includes("training") }), { state, remember } = page;
   return {
     ...page, size, about, channels, steps, read_n, write_n, count, shownImages, labels: examples.labels, worker,
-    canvas0: new Float32Array(buffer, tensors.canvas0.offset, count).slice(),
+    canvas0: tensorOf(manifest, buffer, "canvas0").slice(),
     /** Keeps the glimpse of the tab that is open; one that was played to its end is played again. */
     keepT(tab, player) {
       if (state.tab !== tab) return;

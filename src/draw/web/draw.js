@@ -16,7 +16,21 @@ const PIECES = {
   likelihood: ["bernoulli"],
 };
 
-/** The model that a manifest describes, its weights being views of `buffer`. Throws an Error that names what is wrong. */
+/** A tensor of the model as float32: a view of `buffer`, or widened from float16. */
+export function tensorOf(manifest, buffer, name) {
+  const { shape, offset } = manifest.tensors[name], size = shape.reduce((a, b) => a * b, 1);
+  if (manifest.weights === "float32") return new Float32Array(buffer, offset, size);
+  const halves = new Uint16Array(buffer, offset, size), values = new Float32Array(size), bits = new Uint32Array(values.buffer);
+  for (let i = 0; i < size; i++) {
+    const magnitude = halves[i] & 0x7fff; // below 2 ** 10 it counts in steps of 2 ** -24, else the exponent is rebiased
+    if (magnitude < 0x400) values[i] = magnitude * 2 ** -24;
+    else bits[i] = (magnitude << 13) + (112 << 23);
+    if (halves[i] & 0x8000) bits[i] |= 0x80000000;
+  }
+  return values;
+}
+
+/** The model that a manifest describes, its weights being views of `buffer` if they can. Throws an Error that names what is wrong. */
 export function readModel(manifest, buffer) {
   if (manifest.format !== FORMAT) throw new Error(`the model's format is ${manifest.format}, this page reads ${FORMAT}`);
   for (const [piece, known] of Object.entries(PIECES)) {
@@ -32,7 +46,7 @@ export function readModel(manifest, buffer) {
     if (!entry || entry.shape.join() !== shape.join()) {
       throw new Error(`${name} is ${entry ? entry.shape.join(" x ") : "absent"}, wanted ${shape.join(" x ")}`);
     }
-    return new Float32Array(buffer, entry.offset, shape.reduce((a, b) => a * b, 1));
+    return tensorOf(manifest, buffer, name);
   };
   const linear = (name, inputs, outputs) => ({
     weight: take(`${name}.weight`, outputs, inputs), bias: take(`${name}.bias`, outputs), inputs, outputs,
@@ -335,4 +349,11 @@ function write(model, hDec, canvas, b) {
     }
   }
   return windows;
+}
+
+/** The share of numbers that lie below `value`, in [0, 1], of numbers known by their values at even steps of rank. */
+export function shareBelow(value, ranked) {
+  const above = ranked.findIndex((other) => other >= value), last = ranked.length - 1;
+  if (above <= 0) return above === 0 ? 0 : 1;
+  return (above - 1 + (value - ranked[above - 1]) / (ranked[above] - ranked[above - 1])) / last;
 }

@@ -1,5 +1,5 @@
 /* The tab Show it something: a picture, and how the model reads it. */
-import { lossX, rectangle, sigmoid } from "./draw.js";
+import { lossX, rectangle, shareBelow, sigmoid } from "./draw.js";
 import { SEEDS, bitsFrom, bitsToText } from "./state.js";
 import { READ, WRITE, fit, picture, place, probability, show, signedPicture } from "./view.js";
 import { $, fail, thin } from "./common.js";
@@ -8,13 +8,10 @@ import { Player } from "./player.js";
 
 const ENOUGH = 300; // milliseconds of quiet after which a drawing is read
 
-/** How unusual a picture is, in words: its bound among those of test images, given at even steps of rank. */
-export function rank(bound, percentiles) {
-  const above = percentiles.findIndex((value) => value >= bound), last = percentiles.length - 1;
-  if (above === 0) return "Less surprising than any test image.";
-  if (above < 0) return "More surprising than any test image.";
-  const [low, high] = [percentiles[above - 1], percentiles[above]];
-  const share = (above - 1 + (bound - low) / (high - low)) / last;
+/** How unusual a picture is among test images, in words. */
+function rank(bound, percentiles) {
+  const share = shareBelow(bound, percentiles);
+  if (share === 0 || share === 1) return `${share ? "More" : "Less"} surprising than any test image.`;
   return `More surprising than ${Math.round(100 * share)} % of the test images.`;
 }
 
