@@ -1,7 +1,7 @@
 """One command on a CUDA machine: check the fast paths, time them, compare precisions, train.
 
     python benchmarks/gpu.py --out results --minutes 25
-    python benchmarks/gpu.py --out results --minutes 25 --parts train -- --precision bfloat16 --epochs 300
+    python benchmarks/gpu.py --out results --minutes 25 --parts train -- --precision bfloat16
 
     check   the tests for CUDA devices; without them, or without such a device, fast glimpses against plain ones
     bench   training steps at three batch sizes and three precisions, measuring and drawing: `draw bench`

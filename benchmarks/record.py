@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"SHA-256 of all images {data.images_sha256}",
                 licence=options.licence,
                 limits=[*LIMITS, *([options.note] if options.note else [])],
-                float32_bound_nats=measured(exact, split="test", samples=20).bound_nats,
+                float32_bound_nats=measured(exact, split="test").bound_nats,
                 one_sample=measured(model, split="test"),
                 subset=measured(model, split="test", images=100),
             )
@@ -104,7 +104,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--licence", default=LICENCE)
     parser.add_argument("--command", action="append", required=True, help="one for each command that made the run")
-    parser.add_argument("--weighted-images", type=int, default=500)
+    parser.add_argument("--weighted-images", type=int, default=100)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--ship", metavar="NAME", help="put the model into the package, under this name")

@@ -25,11 +25,12 @@ LAYERS = (
     ("run", "results"),
     ("progress", "bench", "live"),
     ("growth", "serve"),
+    ("words",),
     ("verbs",),
     ("cli",),
     ("__main__",),
 )
-LIGHT = {"errors", "config", "presets", "verbs", "cli"}  # must not load PyTorch or NumPy
+LIGHT = {"errors", "config", "presets", "words", "verbs", "cli"}  # must not load PyTorch or NumPy
 
 
 def imports_of(module):

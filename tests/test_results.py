@@ -146,7 +146,7 @@ def test_a_card_is_complete_and_its_weights_are_those_of_its_row(name):
     row = results.result(name)
     assert found.sha256[checkpoint.MODEL] == row.sha256
     assert (found.path / checkpoint.MODEL).stat().st_size <= 6e6
-    assert abs(card.float32_bound_nats - row.test.bound_nats) < 0.01
+    assert abs(card.float32_bound_nats - card.one_sample.bound_nats) < 0.01
     assert card.data
     assert card.licence
     assert card.limits

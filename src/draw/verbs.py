@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draw import words
 from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig, from_dict, to_dict
 from draw.errors import UserError
 from draw.presets import PRESETS, preset
@@ -19,11 +20,10 @@ from draw.presets import PRESETS, preset
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from draw.bench import Report, Task, What
+    from draw.bench import Task, What
     from draw.checkpoint import Checkpoint
     from draw.data import DataSet
     from draw.evaluation import Evaluation
-    from draw.growth import Sweep
     from draw.model import DRAW
     from draw.parallel import World
     from draw.results import Result
@@ -173,7 +173,7 @@ def evaluate(options: Any) -> None:
     if options.json:
         _print_json(dataclasses.asdict(result) | {"recorded": bool(recorded)})
     else:
-        _print_evaluation(name, result)
+        print(words.evaluation(name, result))
 
 
 def _recorded(checkpoint: "Checkpoint", options: Any) -> "Evaluation | None":
@@ -184,20 +184,6 @@ def _recorded(checkpoint: "Checkpoint", options: Any) -> "Evaluation | None":
     if asked or not is_shipped(checkpoint) or _has_data(checkpoint, options):
         return None
     return result(checkpoint.path.name).test
-
-
-def _print_evaluation(name: str, result: "Evaluation") -> None:
-    print(f"{name}, {result.split} split, {result.images:,} images, binarization {result.binarization}")
-    print(f"bound  {result.bound_nats:.2f}{_error(result.bound_se)} nats ({result.bits_per_dim:.4f} bits/dim), "
-          f"{result.samples} sample{'s' * (result.samples > 1)} per image")  # fmt: skip
-    print(f"       L^x {result.loss_x_nats:.2f} + L^z {result.loss_z_nats:.2f}")
-    if result.iw_nats is not None:
-        print(f"IW-{result.importance_samples}  {result.iw_nats:.2f}{_error(result.iw_se)} nats, "
-              f"effective sample size {result.effective_sample_size:.1f} (median)")  # fmt: skip
-    print("KL per glimpse  " + " ".join(f"{value:.2f}" for value in result.kl_per_glimpse_nats))
-    if result.binarization == "none":
-        print("The targets are intensities, not bits: these nats are a cross-entropy, no code length.")
-    print(f"{result.seconds:.1f} seconds")
 
 
 def sample(options: Any) -> None:
@@ -417,22 +403,14 @@ def models(options: Any) -> None:
             return
         for name, row in rows.items():
             megabytes = (card(name)[0].path / MODEL).stat().st_size / 1e6
-            print(f"{name:<20} {_bound(row.test):>14} nats  {megabytes:.1f} MB  {row.title}")
+            print(f"{name:<20} {words.bound(row.test):>14} nats  {megabytes:.1f} MB  {row.title}")
         return
     checkpoint, about = card(options.name)
     row = result(options.name)
     if options.json:
         _print_json(dataclasses.asdict(row) | {"card": dataclasses.asdict(about), "path": str(checkpoint.path)})
-        return
-    print(f"{options.name}: {row.title}")
-    print(f"data           {about.data}")
-    print(f"licence        {about.licence}")
-    print("configuration  " + ", ".join(f"{k} {v}" for k, v in to_dict(checkpoint.config.model).items()))
-    _print_result(row)
-    print(f"float32        {about.float32_bound_nats:.3f} nats on test before the weights were rounded to what ships, "
-          f"{row.test.bound_nats:.3f} after")  # fmt: skip
-    for limit in about.limits:
-        print(f"limit          {limit}")
+    else:
+        print(words.card(checkpoint, about, row))
 
 
 def paper(options: Any) -> int:
@@ -440,22 +418,11 @@ def paper(options: Any) -> int:
 
     if options.check:
         return _check(result(options.check), options)
-    rows = {row.name: row for row in results()}
     if options.json:
-        measured = [dataclasses.asdict(row) for row in rows.values()]
-        _print_json({"rows": measured, "paper": PAPER, "published": PUBLISHED})
-        return 0
-    print("Table 1: fixed binarised MNIST, all 10,000 test images, upper bounds on -log p(x) in nats per image")
-    print(f"{'':<60}{'paper':>7}{'here':>15}")
-    for name, bound in PUBLISHED.items():
-        print(f"{name:<60}{bound:>7.2f}")
-    for name in dict.fromkeys((*PAPER, *rows)):
-        reported = f"{PAPER[name]:.2f}" if name in PAPER else ""
-        title, here = (rows[name].title, _bound(rows[name].test)) if name in rows else ("", "not trained")
-        print(f"{name + (': ' + title if title else ''):<60}{reported:>7}{here:>15}")
-    for row in rows.values():
-        print(f"\n{row.name}: {row.title}" + (f"; {row.note}" if row.note else ""))
-        _print_result(row)
+        rows = [dataclasses.asdict(row) for row in results()]
+        _print_json({"rows": rows, "paper": PAPER, "published": PUBLISHED})
+    else:
+        print(words.table_1(results()))
     return 0
 
 
@@ -478,28 +445,8 @@ def _check(row: "Result", options: Any) -> int:
     if options.json:
         _print_json({"recorded": dataclasses.asdict(was), "measured": dataclasses.asdict(now), "same": same})
     else:
-        print(f"recorded  {_bound(was)} nats\nmeasured  {_bound(now)} nats, {now.images:,} {now.split} images, "
-              f"{now.samples} samples each, {now.seconds:.0f} seconds\n"
-              f"{'the same within its error' if same else 'NOT the same within its error'}")  # fmt: skip
+        print(words.again(was, now, same))
     return 0 if same else 1
-
-
-def _bound(measured: "Evaluation") -> str:
-    return f"{measured.bound_nats:.2f}{_error(measured.bound_se)}"
-
-
-def _print_result(row: "Result") -> None:
-    """What the table has no room for."""
-    iw = row.weighted
-    print(f"bound          test {_bound(row.test)} nats ({row.test.samples} samples), valid {_bound(row.valid)} "
-          f"({row.valid.samples})")  # fmt: skip
-    print(f"IW-{iw.importance_samples:<12,}{iw.iw_nats:.2f}{_error(iw.iw_se)} nats on {iw.images:,} test images, whose "
-          f"bound is {_bound(iw)}; effective sample size {iw.effective_sample_size:.1f} (median)")  # fmt: skip
-    print(f"training       {row.steps:,} steps, {row.epochs:.0f} epochs, seed {row.seed}, {row.hours:.2f} hours on "
-          f"{row.hardware}, commit {row.commit}")  # fmt: skip
-    for command in row.commands:
-        print(f"               {command}")
-    print(f"weights        SHA-256 {row.sha256}")
 
 
 def bench(options: Any) -> None:
@@ -526,7 +473,7 @@ def bench(options: Any) -> None:
         if options.out:
             _write_json(options.out / f"{what}.json", reports[what])
         if not options.json:
-            _print_report(report, first=len(reports) == 1)
+            print(words.report(report, first=len(reports) == 1))
     if options.json:
         _print_json(reports if options.what == "all" else reports[options.what])
 
@@ -552,16 +499,8 @@ def _grow(options: Any) -> None:
         plot(growth, f"{names[axis]}, preset {sweep.preset}", options.out / f"grow-{axis}.png")
     if options.json:
         _print_json(dataclasses.asdict(sweep))
-        return
-    _print_setting(sweep)
-    print(f"preset {sweep.preset}, {sweep.batch_size} images per step unless said, {sweep.repeats} repeats in turn")
-    print(f"{'':<8}{'size':>6}{'min ms':>12}{'median ms':>12}{'peak MB':>10}{'fixed MB':>10}")
-    for axis, growth in sweep.axes.items():
-        for point in growth.points:
-            memory = f"{point.peak_memory_bytes / 1e6:>10,.1f}{point.fixed_memory_bytes / 1e6:>10,.1f}"
-            print(f"{axis:<8}{point.size:>6}{_ms(point.seconds.min)}{_ms(point.seconds.median)}{memory}")
-        laws = {"time": growth.time, "memory above the fixed part": growth.memory}
-        print(" " * 8 + ", ".join(f"{name} ~ {axis}^{law.exponent:.2f}" for name, law in laws.items() if law))
+    else:
+        print(words.sweep(sweep))
 
 
 def _bench_task(what: "What", options: Any) -> "Task":
@@ -577,52 +516,6 @@ def _bench_task(what: "What", options: Any) -> "Task":
         return Task(what, config.model, batch, batch, device)
     images = options.images or 2_000
     return Task(what, config.model, images, min(images, options.batch_size or EvalConfig().batch_size), device)
-
-
-def _print_report(report: "Report", first: bool) -> None:
-    """A report as a table; the circumstances once, before the first."""
-    if first:
-        _print_setting(report)
-    what = {
-        "train": f"one step of {report.images:,} images",
-        "evaluate": f"{report.images:,} images, {report.batch_size:,} at a time",
-        "sample": f"{report.images:,} images drawn",
-    }[report.what]
-    print(f"\n{report.what}, preset {report.preset}: {what}; {report.repeats} repeats in turn")
-    print(f"{'':<20}{'min ms':>12}{'median ms':>12}")
-    rows = (
-        ("plain, float32", report.plain_s),
-        (f"fast, {report.floor_precision}", report.fast_s),
-        (f"floor, {report.floor_precision}", report.floor_s),
-        ("floor, float32", report.floor_float32_s),
-        ("draw sample, whole", report.process_s),
-    )
-    for name, pair in rows:
-        if pair:
-            print(f"{name:<20}{_ms(pair.min)}{_ms(pair.median)}")
-    for name, pair in {"plain / fast": report.plain_over_fast, "fast / floor": report.fast_over_floor}.items():
-        if pair:
-            print(f"{name:<20}{pair.min:>12.2f}{pair.median:>12.2f}")
-    print(f"{'images per second':<20}{'':>12}{report.images_per_s:>12,.0f}")
-    first_call, memory = f"{report.first_step_s:.2f} s", f"{report.peak_memory_bytes / 1e6:,.1f} MB"
-    if report.plain_first_step_s is not None and report.plain_peak_memory_bytes is not None:
-        first_call += f", plain {report.plain_first_step_s:.2f} s"
-        memory += f", plain {report.plain_peak_memory_bytes / 1e6:,.1f} MB"
-    print(f"{'first call':<20}  {first_call}")
-    print(f"{'peak memory':<20}  {memory}")
-
-
-def _print_setting(report: "Report | Sweep") -> None:
-    here, versions = report.hardware, report.versions
-    threads = f"{here['threads']} thread" + "s" * (here["threads"] > 1)
-    print(f"hardware  {here['processor']}, {here['cores']} cores, {threads}, device {here['device']}")
-    commit = report.commit or "an unknown commit"
-    print(f"versions  draw {versions['draw']} at {commit}, torch {versions['torch']}, python {versions['python']}")
-    print("computed  " + ", ".join(f"{name} {value}" for name, value in report.config["speed"].items()))
-
-
-def _ms(seconds: float) -> str:
-    return f"{1_000 * seconds:>12,.2f}"
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -758,10 +651,6 @@ def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
     data = _load(config, options)
     require_shape(data, checkpoint.config.model)
     return data
-
-
-def _error(standard_error: float | None) -> str:
-    return "" if standard_error is None else f" ± {standard_error:.2f}"
 
 
 def _written(files: dict[str, Any], options: Any) -> None:
