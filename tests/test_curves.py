@@ -65,3 +65,10 @@ def test_curves_show_nats_over_minutes(monkeypatch, tmp_path):
     above, below = drawn_axes(monkeypatch, tmp_path, train_records(200))
     assert (above.get_ylabel(), below.get_xlabel()) == ("nats per image", "minutes of training")
     assert above.lines[0].get_xdata()[-1] == pytest.approx(200 * 50 * 0.5 / 60)
+
+
+def test_validations_from_before_all_glimpses_are_left_out(monkeypatch, tmp_path):
+    growing = [r | {"glimpses": 8 if r["step"] < 800 else 16} for r in train_records(200)]
+    above, _ = drawn_axes(monkeypatch, tmp_path, growing + VALID)
+    circles = next(line for line in above.lines if line.get_markerfacecolor() == "white")
+    assert circles.get_ydata().tolist() == [110.0]

@@ -17,7 +17,8 @@ Record = Mapping[str, Any]  # a line of metrics.jsonl
 def curve(records: Iterable[Record], path: Path, title: str) -> None:
     """Plot the records of a run's metrics.jsonl to a PNG: the bound, and the two parts it is made of.
 
-    The axes leave out the spike of the first steps: they end at the 95th percentile, and say what is cut off.
+    The axes leave out the spike of the first steps: they end at the 95th percentile, and say what is cut off. So are
+    validations from before a run that grows had all its glimpses: they tell of glimpses that were not trained yet.
 
     Args:
         records: Records of kind train and valid; those of other kinds are passed over.
@@ -30,7 +31,8 @@ def curve(records: Iterable[Record], path: Path, title: str) -> None:
     require_png(path)
     records = list(records)
     train = [r for r in records if r["kind"] == "train"]
-    valid = [r for r in records if r["kind"] == "valid"]
+    grown = next((r["step"] for r in train if r.get("glimpses") == train[-1].get("glimpses")), 0)
+    valid = [r for r in records if r["kind"] == "valid" and r["step"] >= grown]
     if not train and not valid:
         raise UserError(f"cannot plot {title}: no training has been logged yet; lines come every log_every steps")
     figure = Figure(figsize=(8, 6), dpi=125, layout="constrained")

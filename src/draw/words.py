@@ -77,10 +77,11 @@ def table_1(rows: "Iterable[Result]") -> str:
         f"{'':<60}{'paper':>7}{'here':>15}",
         *(f"{name:<60}{published:>7.2f}" for name, published in PUBLISHED.items()),
     ]
-    for name in dict.fromkeys((*PAPER, *ours)):
-        reported = f"{PAPER[name]:.2f}" if name in PAPER else ""
-        title, here = (f"{name}: {ours[name].title}", bound(ours[name].test)) if name in ours else (name, "not trained")
-        lines.append(f"{title:<60}{reported:>7}{here:>15}")
+    titles = {name: title for name, (title, _) in PAPER.items()} | {row.name: row.title for row in ours.values()}
+    for name, title in titles.items():
+        reported = f"{PAPER[name][1]:.2f}" if name in PAPER else ""
+        here = bound(ours[name].test) if name in ours else "not trained"
+        lines.append(f"{f'{name}: {title}':<60}{reported:>7}{here:>15}")
     for row in ours.values():
         lines += ["", f"{row.name}: {row.title}" + (f"; {row.note}" if row.note else ""), result(row)]
     return "\n".join(lines)
