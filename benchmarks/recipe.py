@@ -36,16 +36,12 @@ SHORT = "--steps 8 --iterations 1500 "
 T16 = "--steps 16 --learning-rate 1e-2 "
 VARIANTS = {
     "base": Variant(SHORT + "--learning-rate 1e-2"),
-    "rate0.001": Variant(SHORT + "--learning-rate 1e-3"),
     "rate0.0025": Variant(SHORT + "--learning-rate 2.5e-3"),
     "rate0.005": Variant(SHORT + "--learning-rate 5e-3"),
     "rate0.02": Variant(SHORT + "--learning-rate 2e-2"),
     "clip100": Variant(SHORT + "--learning-rate 1e-2 --clip-norm 100"),
-    "ema0.998": Variant(SHORT + "--learning-rate 1e-2 --ema-decay 0.998"),
-    "warmup100": Variant(SHORT + "--learning-rate 1e-2 --warmup 100"),
     "batch50": Variant("--steps 8 --iterations 3000 --learning-rate 1e-2 --batch-size 50 --warmup 1000"),
-    "batch200": Variant("--steps 8 --iterations 750 --learning-rate 1e-2 --batch-size 200 --warmup 250"),
-    "T16": Variant(T16 + "--iterations 1125"),
+    "T16": Variant(T16 + "--iterations 1050 --grow-from none"),
     "T16grow8": Variant(T16 + "--iterations 1500 --grow-from 8"),
 }
 

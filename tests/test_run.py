@@ -102,7 +102,8 @@ def test_every_validation_leaves_a_sheet_of_samples(tmp_path):
 
 def test_the_best_checkpoint_has_the_lowest_validation_bound(tmp_path):
     plain = data_set()
-    data = dataclasses.replace(plain, images=plain.images | {"valid": 255 - plain.images["valid"]})
+    dark, bright = torch.zeros_like(plain.images["train"]), torch.full_like(plain.images["valid"], 255)
+    data = dataclasses.replace(plain, images=plain.images | {"train": dark, "valid": bright})
     records = list(train(small_config(iterations=60, learning_rate=0.02), tmp_path / "r", data=data, device="cpu"))
     validations = [r for r in records if isinstance(r, Validation)]
     lowest = min(validations, key=lambda r: r.bound_nats)

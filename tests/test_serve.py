@@ -232,7 +232,6 @@ def test_with_a_token_it_answers_below_the_token_only(runs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a MODEL, or a folder of runs"),
         (["--runs", "none"], "no folder none"),
         (["--runs", ".", "--host", "0.0.0.0"], "needs --token"),
         (["--runs", ".", "--host", "192.0.2.1", "--token", "short"], "16 to 128 letters"),
