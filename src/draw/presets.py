@@ -8,7 +8,7 @@ from draw.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from draw.errors import UserError, nearest
 
 PRESETS = {
-    # Three minutes on two CPU cores: about 81 nats on glyphs, and digits one can read. Its windows are larger than the
+    # Three minutes on two CPU cores: about 77 nats on glyphs, and digits one can read. Its windows are larger than the
     # paper's: they learn several times sooner.
     "demo": RunConfig(
         model=ModelConfig(steps=10, enc_size=128, dec_size=128, z_size=32, read_n=8, write_n=10),
