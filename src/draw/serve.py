@@ -240,10 +240,15 @@ def serve(
             lifespan="off", http="h11", h11_max_incomplete_event_size=HEAD_BYTES, limit_concurrency=CLIENTS + 100,
             timeout_keep_alive=5, timeout_graceful_shutdown=2,
         )  # fmt: skip
-        server = uvicorn.Server(settings)
-        listening.listen()
         name = socket.gethostname() if address.is_unspecified else _in_url(address)
-        ready(f"http://{name}:{port}/{f'{token}/' if token else ''}")
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: Any = None) -> None:
+                await super().startup(sockets)
+                # Not before: from here on an interrupt is the server's own, and ends it in order.
+                ready(f"http://{name}:{port}/{f'{token}/' if token else ''}")
+
+        server = Server(settings)
         server.run(sockets=[listening])
 
 

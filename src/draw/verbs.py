@@ -327,10 +327,10 @@ def serve(options: Any) -> None:
         print("draw: warning: nothing is encrypted, and whoever has the address sees the page", file=sys.stderr)
 
     def ready(address: str) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the end, when the server hands its signal on
         print(json.dumps({"address": address}) if options.json else address, flush=True)
         print("draw: open it in a browser; Ctrl-C ends", file=sys.stderr)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the end, when the server hands its signal on
     runs = Runs(options.runs) if options.runs else None
     manifest, binary = _packed(options) if options.model else (None, b"")
     serve(manifest, binary, options.port, ready, runs=runs, host=options.host, token=options.token)
