@@ -10,7 +10,6 @@ validation images from 5, the importance-weighted estimate with 1,000 samples on
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 import tempfile
@@ -55,7 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
         if options.ship:
             found = rounded(found, Path(folder) / "step-1")
         model = found.model()
-        test = measured(model, split="test", samples=20)
         row = Result(
             name=options.name,
             title=options.title,
@@ -70,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
             commands=options.command,
             sha256=found.sha256[checkpoint.MODEL],
             valid=measured(model, split="valid", samples=5),
-            test=test,
+            test=measured(model, split="test", samples=20),
             weighted=measured(model, split="test", importance_samples=1000, images=options.weighted_images),
         )
         if options.ship:
@@ -86,12 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
             home = checkpoint.WEIGHTS / options.ship
             shutil.rmtree(home, ignore_errors=True)
             shutil.copytree(found.path, home)
-            write_json(home / "card.json", dataclasses.asdict(card))
+            checkpoint.write_json(home / "card.json", dataclasses.asdict(card))
             chosen, labels = results.chosen_examples(data)
             tensors = {"images": data.images["test"][chosen], "labels": torch.tensor(labels)}
             save_file(tensors, home / "examples.safetensors")
     rows = {other.name: other for other in results.results()} | {row.name: row}
-    write_json(results.RESULTS, {"rows": [dataclasses.asdict(other) for other in rows.values()]})
+    checkpoint.write_json(results.RESULTS, {"rows": [dataclasses.asdict(other) for other in rows.values()]})
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -123,11 +121,6 @@ def commit(folder: Path) -> str:
     """The commit that trained the run, or the commits of its parts."""
     records = [record for record in run.read_log(folder) if record["kind"] in ("run", "resume")]
     return ", ".join(dict.fromkeys(record["environment"]["commit"] or "unknown" for record in records))
-
-
-def write_json(path: Path, value: object) -> None:
-    """One file, whole or not at all."""
-    checkpoint.write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

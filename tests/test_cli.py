@@ -18,15 +18,19 @@ SMALL = ["--steps", "3", "--enc-size", "12", "--dec-size", "12", "--z-size", "4"
          "--batch-size", "8", "--log-every", "2", "--validate-every", "4", "--validation-images", "0"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a data set in a file, and a run trained on it."""
-    place = tmp_path_factory.mktemp("cli")
+def trained_in(place):
+    """The folder, after a data set was put into it, in a file, and a run trained on that."""
     data = data_set(height=8, width=6)
     np.savez(place / "small.npz", **{split: images.numpy() for split, images in data.images.items()})
     arguments = ["train", "demo", "--data", f"{place}/small.npz", "--out", f"{place}/run", "--iterations", "8", *SMALL]
     assert cli.main([*arguments, "--device", "cpu"]) == 0
     return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a data set in a file, and a run trained on it."""
+    return trained_in(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture

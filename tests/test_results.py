@@ -15,8 +15,7 @@ from draw.data import load_data
 from draw.errors import UserError
 from draw.evaluation import evaluate
 from draw.presets import PRESETS
-from small import data_set
-from test_cli import SMALL
+from test_cli import trained_in
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = checkpoint.shipped()
@@ -31,11 +30,7 @@ def main(capsys, *arguments, code=0):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A tiny model that was recorded as if it shipped: its folder of weights, its results, its data."""
-    place = tmp_path_factory.mktemp("ships")
-    data = data_set(height=8, width=6)
-    np.savez(place / "small.npz", **{split: images.numpy() for split, images in data.images.items()})
-    arguments = ["train", "demo", "--data", f"{place}/small.npz", "--out", f"{place}/run", "--iterations", "8", *SMALL]
-    assert cli.main([*arguments, "--device", "cpu"]) == 0
+    place = trained_in(tmp_path_factory.mktemp("ships"))
     (place / "weights").mkdir()
     (place / "results.json").write_text('{"rows": []}')
     spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks" / "record.py")

@@ -1,6 +1,7 @@
 """The studio as its users have it: the exported file opened in a real browser, from disk."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -60,28 +61,46 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def visit(chromium, file):
-    """Opens the page; fails at the end if it complained, or asked for anything but itself."""
-    contexts, complaints, requests = [], [], []
+@contextlib.contextmanager
+def visiting(chromium, *kinds):
+    """What opens pages, and keeps what they `asked` for; fails at the end if one complained.
 
-    def visit(fragment="", **settings):
+    Messages on the console are complaints if they are of these kinds, all of them if none is named.
+    """
+    contexts, complaints, asked = [], [], []
+
+    def visit(url, **settings):
         context = chromium.new_context(**({"viewport": {"width": 1100, "height": 800}} | settings))
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: complaints.append(message.text) if message.type in (kinds or (message.type,)) else None,
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        context.on("request", lambda request: requests.append(request.url))
-        page.goto(file.as_uri() + fragment)
+        context.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
         page.wait_for_selector("html[data-ready]")
         return page
 
-    visit.complaints = complaints
+    visit.complaints, visit.asked = complaints, asked
     yield visit
     for context in contexts:
         context.close()
     assert complaints == []
-    assert {url.split("#")[0] for url in requests if not url.startswith(("blob:", "data:"))} <= {file.as_uri()}
+
+
+@pytest.fixture
+def visit(chromium, file):
+    """Opens the page; fails at the end if it complained, or asked for anything but itself."""
+    with visiting(chromium, "error") as visit:
+
+        def visit_page(fragment="", **settings):
+            return visit(file.as_uri() + fragment, **settings)
+
+        visit_page.complaints = visit.complaints
+        yield visit_page
+    assert {url.split("#")[0] for url in visit.asked if not url.startswith(("blob:", "data:"))} <= {file.as_uri()}
 
 
 def until(page, expression, seconds=10):

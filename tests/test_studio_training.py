@@ -16,7 +16,7 @@ from serving import serving
 from small import data_set, small_config
 from test_cli import SMALL
 from test_studio_math import needs_node
-from test_studio_page import chromium, model, place, state_js, until  # noqa: F401  # fixtures
+from test_studio_page import chromium, model, place, state_js, until, visiting  # noqa: F401  # fixtures
 
 pytest.importorskip("starlette", reason="needs starlette, of the extra web")
 pytest.importorskip("uvicorn", reason="needs uvicorn, of the extra web")
@@ -48,26 +48,16 @@ def address(two):
 @pytest.fixture
 def visit(chromium):  # noqa: F811
     """Opens a page; fails at the end if it complained, or asked any other host."""
-    contexts, complaints, asked, own = [], [], [], []
+    own = []
+    with visiting(chromium) as visit:
 
-    def visit(url, **settings):
-        context = chromium.new_context(**({"viewport": {"width": 1100, "height": 800}} | settings))
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        context.on("request", lambda request: asked.append(request.url))
-        own.append(url.split("#")[0])
-        page.goto(url)
-        page.wait_for_selector("html[data-ready]")
-        return page
+        def visit_own(url, **settings):
+            own.append(url.split("#")[0])
+            return visit(url, **settings)
 
-    visit.complaints = complaints
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:", *own))] == []
+        visit_own.complaints = visit.complaints
+        yield visit_own
+    assert [url for url in visit.asked if not url.startswith(("data:", "blob:", *own))] == []
 
 
 def points(page, run=1):

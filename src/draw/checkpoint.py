@@ -135,7 +135,7 @@ def _write_all(
             sha256[file] = _sha256(folder / file)
     description = {"format": FORMAT, "config": to_dict(config), "step": step, "seconds": float(seconds)}
     description |= {"info": info or {}, "sha256": sha256}
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=2, allow_nan=False) + "\n")
+    write_json(folder / DESCRIPTION, description)
     _flush(folder)
 
 
@@ -145,6 +145,11 @@ def write_text(path: Path, text: str) -> None:
     unfinished.write_text(text, encoding="utf-8")
     _flush(unfinished)
     unfinished.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file, all or nothing."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> Checkpoint:
@@ -199,7 +204,8 @@ def find(model: str | Path) -> Checkpoint:
     if path.is_dir():
         raise UserError(f"{path} holds no complete checkpoint")
     beside = [str(run) for run in path.parent.iterdir() if newest(run)] if path.parent.is_dir() else []
-    hint = f"; {nearest(str(path), shipped() + beside)}" if beside or shipped() else ""
+    known = shipped() + beside
+    hint = f"; {nearest(str(path), known)}" if known else ""
     raise UserError(f"no model {str(model)!r}: not one that ships, not a run folder, not a checkpoint folder{hint}")
 
 

@@ -81,10 +81,11 @@ def result(name: str) -> Result:
     Raises:
         UserError: If there is none, with the nearest name.
     """
-    rows = {row.name: row for row in results()} | {row.model: row for row in results() if row.model}
-    if name not in rows:
-        raise UserError(f"no result {name!r}; {nearest(name, rows)}")
-    return rows[name]
+    rows = results()
+    named = {row.name: row for row in rows} | {row.model: row for row in rows if row.model}
+    if name not in named:
+        raise UserError(f"no result {name!r}; {nearest(name, named)}")
+    return named[name]
 
 
 def card(name: str) -> tuple[Checkpoint, Card]:

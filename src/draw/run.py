@@ -331,7 +331,7 @@ class _Log:
             logged = read_log(self.path.parent) if self.path.exists() else []
             lines += [record for record in logged if record.get("step", 0) <= resumed]
             lines.append({"kind": "resume", "step": resumed, "train": to_dict(config.train)} | here)
-        checkpoint.write_text(self.path.with_name("config.json"), json.dumps(to_dict(config), indent=2) + "\n")
+        checkpoint.write_json(self.path.with_name("config.json"), to_dict(config))
         checkpoint.write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
     def write(self, records: Iterable[Metrics | Validation]) -> None:

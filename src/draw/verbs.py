@@ -393,7 +393,7 @@ def curve(options: Any) -> None:
 
 
 def models(options: Any) -> None:
-    from draw.checkpoint import MODEL, shipped
+    from draw.checkpoint import MODEL, find, shipped
     from draw.results import card, result
 
     if not options.name:
@@ -402,7 +402,7 @@ def models(options: Any) -> None:
             _print_json({name: dataclasses.asdict(row) for name, row in rows.items()})
             return
         for name, row in rows.items():
-            megabytes = (card(name)[0].path / MODEL).stat().st_size / 1e6
+            megabytes = (find(name).path / MODEL).stat().st_size / 1e6
             print(f"{name:<20} {words.bound(row.test):>14} nats  {megabytes:.1f} MB  {row.title}")
         return
     checkpoint, about = card(options.name)
@@ -428,15 +428,13 @@ def paper(options: Any) -> int:
 
 def _check(row: "Result", options: Any) -> int:
     """Measure a row of the results again; 1 if it is not what was recorded within its standard error."""
-    from draw.checkpoint import find
     from draw.evaluation import evaluate
     from draw.progress import bar
-    from draw.run import choose_device
 
     if row.model is None:
         raise UserError(f"the weights of {row.name!r} do not ship; train them: {row.commands[0]}")
-    checkpoint, was = find(row.model), row.test
-    model = checkpoint.model(choose_device(options.device))
+    options.model, was = row.model, row.test
+    checkpoint, model = _load_model(options)
     settings = EvalConfig(split="test", samples=was.samples)
     with bar(f"check {row.name}") as progress:
         now = evaluate(model, _data_for(checkpoint, options), settings, progress=progress)
@@ -451,6 +449,7 @@ def _check(row: "Result", options: Any) -> int:
 
 def bench(options: Any) -> None:
     from draw.bench import measure
+    from draw.checkpoint import write_json
     from draw.progress import bar
 
     if options.images and options.what not in ("evaluate", "all"):
@@ -471,7 +470,7 @@ def bench(options: Any) -> None:
             )  # fmt: skip
         reports[what] = dataclasses.asdict(report)
         if options.out:
-            _write_json(options.out / f"{what}.json", reports[what])
+            write_json(options.out / f"{what}.json", reports[what])
         if not options.json:
             print(words.report(report, first=len(reports) == 1))
     if options.json:
@@ -480,6 +479,7 @@ def bench(options: Any) -> None:
 
 def _grow(options: Any) -> None:
     """The sweeps of `draw bench --grow`, as a table, grow.json and a plot for each axis."""
+    from draw.checkpoint import write_json
     from draw.growth import grow, plot
     from draw.progress import bar
 
@@ -493,7 +493,7 @@ def _grow(options: Any) -> None:
     speed = _speed(options)
     with bar("bench --grow") as progress:
         sweep = grow(_bench_task("train", options), options.preset, speed, repeats=options.repeats, progress=progress)
-    _write_json(options.out / "grow.json", dataclasses.asdict(sweep))
+    write_json(options.out / "grow.json", dataclasses.asdict(sweep))
     names = {"steps": "glimpses T", "batch": "images per step", "side": "image side, pixels", "hidden": "LSTM units"}
     for axis, growth in sweep.axes.items():
         plot(growth, f"{names[axis]}, preset {sweep.preset}", options.out / f"grow-{axis}.png")
@@ -516,12 +516,6 @@ def _bench_task(what: "What", options: Any) -> "Task":
         return Task(what, config.model, batch, batch, device)
     images = options.images or 2_000
     return Task(what, config.model, images, min(images, options.batch_size or EvalConfig().batch_size), device)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from draw.checkpoint import write_text
-
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def data_list(options: Any) -> None:
