@@ -34,6 +34,7 @@ class Variant:
 
 SHORT = "--steps 8 --iterations 1500 "
 T16 = "--steps 16 --learning-rate 1e-2 "
+MINUTES = "--learning-rate 1e-2 --schedule-minutes 8 --validate-every 100000 --validation-images 5000 "
 VARIANTS = {
     "base": Variant(SHORT + "--learning-rate 1e-2"),
     "rate0.0025": Variant(SHORT + "--learning-rate 2.5e-3"),
@@ -43,6 +44,12 @@ VARIANTS = {
     "batch50": Variant("--steps 8 --iterations 3000 --learning-rate 1e-2 --batch-size 50 --warmup 1000"),
     "T16": Variant(T16 + "--iterations 1050 --grow-from none"),
     "T16grow8": Variant(T16 + "--iterations 1500 --grow-from 8"),
+    "8min-T32": Variant(MINUTES + "--steps 32"),
+    "8min-T16": Variant(MINUTES + "--steps 16"),
+    "8min-T16rate0.005": Variant(MINUTES + "--steps 16 --learning-rate 5e-3"),
+    "8min-T16batch50": Variant(MINUTES + "--steps 16 --batch-size 50"),
+    "8min-T32batch50": Variant(MINUTES + "--steps 32 --batch-size 50", seeds=(0,)),
+    "8min-T16batch200": Variant(MINUTES + "--steps 16 --batch-size 200 --warmup 250", seeds=(0,)),
 }
 
 
@@ -58,10 +65,11 @@ def main() -> None:
         for (name, seed), out in sorted(runs.items(), key=lambda run: run[0][1]):  # all of seed 0 first
             train(out, ("mnist", *COMMON, *VARIANTS[name].flags.split(), "--seed", str(seed)))
     logs = {run: read_log(out) for run, out in runs.items() if (out / "metrics.jsonl").is_file()}
-    print(f"{'variant':<12}{'seed':>5}{'bound, valid':>14}{'L^x':>8}{'L^z':>7}{'steps':>7}{'M glimpses':>12}  flags")
+    logs = {run: log for run, log in logs.items() if any(record["kind"] == "valid" for record in log)}
+    print(f"{'variant':<18}{'seed':>5}{'bound, valid':>14}{'L^x':>8}{'L^z':>7}{'steps':>7}{'M glimpses':>12}  flags")
     for (name, seed), log in logs.items():
         last = [record for record in log if record["kind"] == "valid"][-1]
-        print(f"{name:<12}{seed:>5}{last['bound_nats']:>14.2f}{last['loss_x_nats']:>8.2f}{last['loss_z_nats']:>7.2f}"
+        print(f"{name:<18}{seed:>5}{last['bound_nats']:>14.2f}{last['loss_x_nats']:>8.2f}{last['loss_z_nats']:>7.2f}"
               f"{last['step']:>7,}{cost(log)[-1][0]:>12.1f}  {VARIANTS[name].flags}")  # fmt: skip
     plot(logs, options.out / "recipe.png")
 
@@ -86,19 +94,22 @@ def cost(log: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 
 def plot(logs: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
-    """The bound of the training batches against cost, a line for each run."""
-    figure = Figure(figsize=(8, 5), dpi=125, layout="constrained")
-    axes = figure.subplots()
-    colours = {name: f"C{index}" for index, name in enumerate(VARIANTS)}
-    for (name, seed), log in logs.items():
-        x, y = zip(*cost(log), strict=True)
-        label = name if seed == 0 else None
-        axes.plot(x, y, color=colours[name], linewidth=1, linestyle="-" if seed == 0 else ":", label=label)
-    axes.set_ylim(105, 210)
-    axes.set_xlabel("millions of glimpses of an image")
-    axes.set_ylabel("bound on training batches, nats per image")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    """The bound of the training batches against cost, a line for each run; runs of minutes have axes of their own."""
+    figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
+    short, long = figure.subplots(1, 2)
+    short.set_ylim(105, 210)
+    long.set_ylim(92, 130)
+    short.set_ylabel("bound on training batches, nats per image")
+    for axes, minutes in ((short, False), (long, True)):
+        names = [name for name in VARIANTS if name.startswith("8min") == minutes]
+        for (name, seed), log in logs.items():
+            if name in names:
+                x, y = zip(*cost(log), strict=True)
+                style, label = ("-", name) if seed == 0 else (":", None)
+                axes.plot(x, y, style, color=f"C{names.index(name)}", linewidth=1, label=label)
+        axes.set_xlabel("millions of glimpses of an image")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     print(json.dumps({"plot": str(path)}))
 
