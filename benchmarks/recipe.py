@@ -65,10 +65,11 @@ def main() -> None:
         for (name, seed), out in sorted(runs.items(), key=lambda run: run[0][1]):  # all of seed 0 first
             train(out, ("mnist", *COMMON, *VARIANTS[name].flags.split(), "--seed", str(seed)))
     logs = {run: read_log(out) for run, out in runs.items() if (out / "metrics.jsonl").is_file()}
-    logs = {run: log for run, log in logs.items() if any(record["kind"] == "valid" for record in log)}
+    bounds = {run: [record for record in log if record["kind"] == "valid"] for run, log in logs.items()}
+    logs = {run: log for run, log in logs.items() if bounds[run]}  # those that have got so far
     print(f"{'variant':<18}{'seed':>5}{'bound, valid':>14}{'L^x':>8}{'L^z':>7}{'steps':>7}{'M glimpses':>12}  flags")
     for (name, seed), log in logs.items():
-        last = [record for record in log if record["kind"] == "valid"][-1]
+        last = bounds[name, seed][-1]
         print(f"{name:<18}{seed:>5}{last['bound_nats']:>14.2f}{last['loss_x_nats']:>8.2f}{last['loss_z_nats']:>7.2f}"
               f"{last['step']:>7,}{cost(log)[-1][0]:>12.1f}  {VARIANTS[name].flags}")  # fmt: skip
     plot(logs, options.out / "recipe.png")
@@ -100,8 +101,8 @@ def plot(logs: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
     short.set_ylim(105, 210)
     long.set_ylim(92, 130)
     short.set_ylabel("bound on training batches, nats per image")
-    for axes, minutes in ((short, False), (long, True)):
-        names = [name for name in VARIANTS if name.startswith("8min") == minutes]
+    minutes = [name for name in VARIANTS if name.startswith("8min-")]
+    for axes, names in ((short, [name for name in VARIANTS if name not in minutes]), (long, minutes)):
         for (name, seed), log in logs.items():
             if name in names:
                 x, y = zip(*cost(log), strict=True)

@@ -69,14 +69,15 @@ def visiting(chromium, *kinds):
     """
     contexts, complaints, asked = [], [], []
 
+    def hear(message):
+        if not kinds or message.type in kinds:
+            complaints.append(message.text)
+
     def visit(url, **settings):
         context = chromium.new_context(**({"viewport": {"width": 1100, "height": 800}} | settings))
         contexts.append(context)
         page = context.new_page()
-        page.on(
-            "console",
-            lambda message: complaints.append(message.text) if message.type in (kinds or (message.type,)) else None,
-        )
+        page.on("console", hear)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         context.on("request", lambda request: asked.append(request.url))
         page.goto(url)
