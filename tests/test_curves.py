@@ -67,8 +67,19 @@ def test_curves_show_nats_over_minutes(monkeypatch, tmp_path):
     assert above.lines[0].get_xdata()[-1] == pytest.approx(200 * 50 * 0.5 / 60)
 
 
-def test_validations_from_before_all_glimpses_are_left_out(monkeypatch, tmp_path):
+def test_validations_of_glimpses_that_were_not_trained_yet_are_left_out(monkeypatch, tmp_path):
     growing = [r | {"glimpses": 8 if r["step"] < 800 else 16} for r in train_records(200)]
     above, _ = drawn_axes(monkeypatch, tmp_path, growing + VALID)
-    circles = next(line for line in above.lines if line.get_markerfacecolor() == "white")
-    assert circles.get_ydata().tolist() == [110.0]
+    assert circles(above) == [110.0]
+
+
+def circles(axes):
+    return next(line for line in axes.lines if line.get_markerfacecolor() == "white").get_ydata().tolist()
+
+
+def test_validations_that_say_their_glimpses_are_shown_and_the_best_has_the_most(monkeypatch, tmp_path):
+    growing = [r | {"glimpses": 8 if r["step"] < 800 else 16} for r in train_records(200)]
+    valid = [VALID[0] | {"glimpses": 8, "bound_nats": 105.0}, VALID[1] | {"glimpses": 16}]
+    above, _ = drawn_axes(monkeypatch, tmp_path, growing + valid)
+    assert circles(above) == [105.0, 110.0]
+    assert "best validation bound 110.0 ± 0.3" in [text.get_text() for text in above.texts]

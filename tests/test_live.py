@@ -54,7 +54,7 @@ def test_only_what_is_appended_is_read(tmp_path, monkeypatch):
     assert steps(runs.look()["a"]) == [1, 2]
     read = []
     monkeypatch.setattr(live, "read_record", lambda text, where: read.append(where) or run.read_record(text, where))
-    append(folder, line(3) + line(3, "valid", bound_nats=88.0))
+    append(folder, line(3) + line(3, "valid", bound_nats=88.0, best=True))
     found = runs.look()["a"]
     assert steps(found) == [1, 2, 3]
     assert found.valid == ((3, 1.5, 88.0, 60.0, 30.0),)

@@ -94,10 +94,33 @@ def test_records_come_at_their_steps(tmp_path):
     assert all(r.images == 11 for r in records if isinstance(r, Validation))  # the validation split, all of it
 
 
-def test_every_validation_leaves_a_sheet_of_samples(tmp_path):
+def test_every_validation_leaves_pictures_of_samples_and_of_readings(tmp_path):
     run_all(tmp_path / "r")
-    sheets = sorted(path.name for path in (tmp_path / "r" / "samples").iterdir())
-    assert sheets == ["step-00000004.png", "step-00000008.png", "step-00000012.png"]
+    for kind in ("samples", "readings"):
+        pictures = sorted(path.name for path in (tmp_path / "r" / kind).iterdir())
+        assert pictures == ["step-00000004.png", "step-00000008.png", "step-00000012.png"]
+
+
+def test_a_film_is_made_of_the_readings_of_a_run(tmp_path):
+    run_all(tmp_path / "r", small_config(grow_from=1))
+    frames = run.film(tmp_path / "r")
+    assert len(frames) == 3
+    assert len({frame.size for frame in frames}) == 1  # though at first there are fewer glimpses to show
+    assert len({frame.tobytes() for frame in frames}) == 3
+    assert [frame.tobytes() for frame in run.film(tmp_path / "r", most=1)] == [frames[-1].tobytes()]
+
+
+def test_a_film_needs_readings(tmp_path):
+    run_all(tmp_path / "r", small_config(validate_every=100), stop=stop_after(5))
+    with pytest.raises(UserError, match="holds no readings to make a film of"):
+        run.film(tmp_path / "r")
+
+
+def test_a_damaged_reading_is_refused_by_its_name(tmp_path):
+    run_all(tmp_path / "r")
+    run.reading_of(tmp_path / "r", 8).write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"cannot read .*readings.step-00000008\.png"):
+        run.film(tmp_path / "r")
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_bound(tmp_path):
@@ -303,3 +326,29 @@ def test_a_run_whose_glimpses_grow_can_be_resumed(tmp_path):
     run_all(tmp_path / "parts", config, stop=stop_after(3))
     run_all(tmp_path / "parts", resume=True, config=config)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_while_glimpses_grow_the_model_has_those_that_it_was_trained_with(tmp_path):
+    config = small_config(grow_from=1, grow_until=0.9, learning_rate=1e-9)
+    whole = run_all(tmp_path / "whole", config)
+    validations = [record for record in whole if isinstance(record, Validation)]
+    assert [record.glimpses for record in validations] == [1, 2, 3]
+    run_all(tmp_path / "part", config, stop=stop_after(4))
+    model = draw.load(tmp_path / "part")
+    assert model.config.steps == 1
+    assert len(draw.evaluate(model, data_set(), draw.EvalConfig(split="valid")).kl_per_glimpse_nats) == 1
+    assert checkpoint.read(checkpoint.newest(tmp_path / "part")).config.model.steps == 3  # what resuming goes on with
+
+
+def test_the_best_is_among_the_validations_with_the_most_glimpses(tmp_path, monkeypatch):
+    bounds = iter([50.0, 60.0, 55.0])  # of 1, 2 and 3 glimpses
+    evaluate = run.evaluate
+
+    def measured(*arguments, **settings):
+        return dataclasses.replace(evaluate(*arguments, **settings), bound_nats=next(bounds))
+
+    monkeypatch.setattr(run, "evaluate", measured)
+    config = small_config(grow_from=1, grow_until=0.9)
+    records = run_all(tmp_path / "r", config, stop=stop_after(5)) + run_all(tmp_path / "r", resume=True, config=config)
+    assert [record.best for record in records if isinstance(record, Validation)] == [True, True, True]
+    assert checkpoint.find(tmp_path / "r").config.model.steps == 3

@@ -269,7 +269,7 @@ def products(model: DRAW, b: int, *, generate: bool = False) -> list[Product]:
     hooks = [layer.register_forward_pre_hook(note) for layer in names]
     try:
         x = None if generate else model.canvas0.new_zeros(b, *model.config.image_shape)
-        model(model.noise(b, "floor", steps=1), x)
+        model(model.noise(b, "floor")[:1], x)
     finally:
         for hook in hooks:
             hook.remove()

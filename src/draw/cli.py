@@ -163,6 +163,12 @@ def build_parser() -> Parser:
     curve.add_argument("--out", type=Path, default=Path("curve.png"), help="a PNG; default curve.png")
     _common(curve)
 
+    film = verb("film", verbs.film, "validation images read and redrawn, again and again while a run learned it")
+    film.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    film.add_argument("--out", type=Path, default=Path("film.gif"), help="a GIF, WebP or PNG; default film.gif")
+    film.add_argument("-n", type=_count, default=100, help="most frames; default 100")
+    _common(film)
+
     export = verb("export", verbs.export, "the studio with a model inside, as one page that needs nothing else")
     _model(export)
     export.add_argument("page", type=Path, metavar="PAGE", help="the file to write, .html")

@@ -17,8 +17,7 @@ Record = Mapping[str, Any]  # a line of metrics.jsonl
 def curve(records: Iterable[Record], path: Path, title: str) -> None:
     """Plot the records of a run's metrics.jsonl to a PNG: the bound, and the two parts it is made of.
 
-    The axes leave out the spike of the first steps: they end at the 95th percentile, and say what is cut off. So are
-    validations from before a run that grows had all its glimpses: they tell of glimpses that were not trained yet.
+    The axes leave out the spike of the first steps: they end at the 95th percentile, and say what is cut off.
 
     Args:
         records: Records of kind train and valid; those of other kinds are passed over.
@@ -31,8 +30,9 @@ def curve(records: Iterable[Record], path: Path, title: str) -> None:
     require_png(path)
     records = list(records)
     train = [r for r in records if r["kind"] == "train"]
+    # Validations that do not say their glimpses were made with all of them, also when not all were trained yet.
     grown = next((r["step"] for r in train if r.get("glimpses") == train[-1].get("glimpses")), 0)
-    valid = [r for r in records if r["kind"] == "valid" and r["step"] >= grown]
+    valid = [r for r in records if r["kind"] == "valid" and ("glimpses" in r or r["step"] >= grown)]
     if not train and not valid:
         raise UserError(f"cannot plot {title}: no training has been logged yet; lines come every log_every steps")
     figure = Figure(figsize=(8, 6), dpi=125, layout="constrained")
@@ -82,18 +82,11 @@ def _plot(axes: Axes, train: Sequence[Record], valid: Sequence[Record], lines: M
 def _mark_best(axes: Axes, valid: Sequence[Record]) -> None:
     if not valid:
         return
-    best = min(valid, key=lambda r: r["bound_nats"])
+    best = min(valid, key=lambda r: (-r.get("glimpses", 0), r["bound_nats"]))  # as in draw.run
     error = f" ± {best['bound_se']:.1f}" if best.get("bound_se") else ""
-    place = best["seconds"] / 60, best["bound_nats"]
-    axes.plot(*place, "o", color="#3b6ea8", markersize=6)
-    axes.annotate(
-        f"best validation bound {best['bound_nats']:.1f}{error}",
-        place,
-        xytext=(0, -9),
-        textcoords="offset points",
-        ha="right" if place[0] > sum(axes.get_xlim()) / 2 else "left",
-        va="top",
-    )
+    axes.plot(best["seconds"] / 60, best["bound_nats"], "o", color="#3b6ea8", markersize=6)
+    text = f"best validation bound {best['bound_nats']:.1f}{error}"
+    axes.text(1, 0.01, text, transform=axes.transAxes, ha="right", va="bottom")
 
 
 def _series(records: Sequence[Record], key: str) -> tuple[np.ndarray, np.ndarray]:

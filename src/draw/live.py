@@ -44,7 +44,7 @@ class Run:
     seconds: float = 0.0  # of training
     fraction: float = 0.0  # of its schedule
     seconds_left: float | None = None
-    best: float | None = None  # lowest validation bound
+    best: float | None = None  # of the validation bounds, see `draw.run.Validation`
     sheet: int | None = None  # step of the newest sheet of samples
 
 
@@ -182,7 +182,10 @@ class _Log:
             if record["kind"] == "resume":
                 self.config = None  # of a resumed run it may be another
             if record["kind"] in self.curves:
-                self.point(record["kind"], _point(record, where))
+                point = _point(record, where)
+                self.point(record["kind"], point)
+                if record.get("best") is True:
+                    self.run = replace(self.run, best=point[2])
         except (UserError, RecursionError) as error:
             self.complain(str(error))
 
@@ -190,11 +193,10 @@ class _Log:
         """Add a point to the curve of this kind."""
         if self.curves[kind].add(point):
             self.run = replace(self.run, begun=self.run.begun + 1)
-        step, seconds, bound, *_ = point
+        step, seconds, *_ = point
         if kind == "valid":
-            best = bound if self.run.best is None else min(bound, self.run.best)
             sheet = step if _file_in(self.folder, sheet_of(self.place, step)) else None
-            self.run = replace(self.run, best=best, sheet=sheet)
+            self.run = replace(self.run, sheet=sheet)
         self.run = replace(self.run, step=step, seconds=seconds)
         self.recent.append((step, seconds))
         while len(self.recent) > 2 and self.recent[1][1] <= seconds - PACE:

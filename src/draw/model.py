@@ -180,10 +180,10 @@ class DRAW(nn.Module):
             trace=steps if trace else None,
         )
 
-    def noise(self, b: int, *key: int | str, steps: int | None = None) -> Float[Tensor, "t b {self.config.z_size}"]:
+    def noise(self, b: int, *key: int | str) -> Float[Tensor, "t b {self.config.z_size}"]:
         """Standard normal noise for b images, a function of the key alone, on the model's device."""
         like = self.canvas0
-        shape = (steps or self.config.steps, b, self.config.z_size)
+        shape = (self.config.steps, b, self.config.z_size)
         return torch.randn(shape, generator=seeded(*key, device=like.device), device=like.device, dtype=like.dtype)
 
     @torch.no_grad()

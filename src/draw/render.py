@@ -181,6 +181,32 @@ def require_png(path: Path) -> None:
         raise UserError(f"cannot write a picture to {path}: the name must end in .png")
 
 
+def read_png(path: Path) -> Image.Image:
+    """A picture that `save_png` wrote.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def captioned(pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[Image.Image]:
+    """Each picture under a line of text, all on a ground as large as the largest."""
+    font = ImageFont.load_default(16)
+    width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
+    frames = []
+    for picture, caption in zip(pictures, captions, strict=True):
+        frame = Image.new("RGB", (width, height + 32), GROUND)
+        frame.paste(picture, (0, 32))
+        ImageDraw.Draw(frame).text((8, 8), caption, fill=TEXT, font=font)
+        frames.append(frame)
+    return frames
+
+
 # The parts, shared with figures.py
 
 
@@ -259,8 +285,13 @@ def arrange(
 
 def glimpses(trace: Trace, count: int) -> list[int]:
     """Evenly spaced glimpses, counted from 0, the first and the last among them; all if there are not that many."""
-    last = len(trace.canvas) - 1
-    return sorted({round(t) for t in np.linspace(last if count == 1 else 0, last, count).tolist()})
+    return evenly(len(trace.canvas), count)
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Evenly spaced indices of a sequence, the first and the last among them; all if there are not that many."""
+    last = total - 1
+    return sorted({round(i) for i in np.linspace(last if count == 1 else 0, last, count).tolist()})
 
 
 def fitting_scale(target: int, width: int, height: int = 0) -> int:

@@ -4,6 +4,7 @@ config.json     the configuration
 metrics.jsonl   one JSON object a line: first the run itself (kind run), then kinds train, valid and resume
 checkpoints/    the newest resumable checkpoint and the best one
 samples/        a sheet of samples for every validation
+readings/       some validation images read and redrawn, for every validation
 """
 
 import contextlib
@@ -15,23 +16,28 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 import draw
 from draw import checkpoint, parallel, render
 from draw.config import EvalConfig, RunConfig, SpeedConfig, from_json, strict_json, to_dict
-from draw.data import DataSet, load_data
+from draw.data import DataSet, intensities, load_data
 from draw.errors import NonFiniteError, UserError
-from draw.evaluation import evaluate
+from draw.evaluation import evaluate, spread
+from draw.noise import seeded
 from draw.parallel import World
 from draw.presets import preset
 from draw.training import Metrics, Trainer
 
 SAMPLES = 64  # images on a sample sheet
+READINGS = 4  # images read and redrawn for a validation
+Rank = tuple[int, float]  # of a validation, see `_rank`
+NONE: Rank = (0, math.inf)  # the rank of no validation
 LOCK = ".lock"  # in a run's folder; alone it is no run
 LOGGED = {  # what each kind of record holds at least
     "run": {"config"},
@@ -62,7 +68,8 @@ class Validation:
     loss_x_nats: float
     loss_z_nats: float
     images: int
-    best: bool  # the lowest so far
+    glimpses: int  # T, of the last step of training
+    best: bool  # the lowest so far with as many glimpses
     kind: Literal["valid"] = "valid"
 
 
@@ -125,13 +132,13 @@ def train(
     trainer = Trainer(config, data, where, speed=speed, world=world)
     here = environment(where) | {"speed": to_dict(speed), "processes": world.size}
     info = {"data": data.name, "images_sha256": digest, "environment": here}
-    best, before = math.inf, 0.0
+    best, before = NONE, 0.0
     if resumed is None and init is not None:
         info["init"] = world.main(lambda: _begin_with(trainer, checkpoint.find(init)))
         trainer.copy_state_from_main(0)
     if resumed is not None:
         info |= {"init": found.info["init"]} if found and "init" in found.info else {}
-        best, before = world.main(lambda: _restore(trainer, out, found, digest) if found else (math.inf, 0.0))
+        best, before = world.main(lambda: _restore(trainer, out, found, digest) if found else (NONE, 0.0))
         trainer.copy_state_from_main(resumed)
     if trainer.finished(before):
         return
@@ -142,7 +149,7 @@ def train(
             held.enter_context(_locked(out))
             log.begin(config, data, info, resumed, tensorboard)
             if resumed is None:
-                _save(out, trainer, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
+                _save(out, trainer, config, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
 
         world.main(begin)
         begun, _ = world.decide(time.perf_counter(), False)
@@ -167,7 +174,7 @@ def train(
 
             if trainer.step % config.train.validate_every == 0 or ended:
                 validation = _validate(trainer, data, speed, seconds, best)
-                best = min(best, validation.bound_nats)
+                best = min(best, _rank(validation.glimpses, validation.bound_nats))
                 records.append(validation)
                 now, _ = world.decide(time.perf_counter(), False)
                 logged = (trainer.step, now)  # images per second are of training alone
@@ -191,17 +198,19 @@ def _keep(
     info: dict[str, Any],
     due: bool,
 ) -> None:
-    """Put what a step gave into the folder: log lines, a sheet of samples, a checkpoint if it is due, and the best."""
+    """Put what a step gave into the folder: log lines, pictures, a checkpoint if it is due, and the best."""
     if any(isinstance(record, Validation) for record in records):
         sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=trainer.config.train.seed))
         render.save_png(sheet, sheet_of(out, trainer.step))
+        render.save_png(_reading(trainer), reading_of(out, trainer.step))
     log.write(records)
     if due:
-        _save(out, trainer, seconds, "step", info)
+        _save(out, trainer, trainer.config, seconds, "step", info)
     for record in records:
         if isinstance(record, Validation) and record.best:
             # After the resumable one: the best is never from a step that resuming would train again.
-            _save(out, trainer, seconds, "best", info | {"bound_nats": record.bound_nats})
+            grown = replace(trainer.config, model=trainer.ema.config)
+            _save(out, trainer, grown, seconds, "best", info | {"bound_nats": record.bound_nats})
 
 
 def _begin_with(trainer: Trainer, given: checkpoint.Checkpoint) -> dict[str, str]:
@@ -219,8 +228,45 @@ def sheet_of(out: Path, step: int) -> Path:
     return out / "samples" / f"step-{step:08d}.png"
 
 
-def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[float, float]:
-    """Bring a trainer to where a run's checkpoint is. Gives the best validation bound and the seconds so far."""
+def reading_of(out: Path, step: int) -> Path:
+    """The picture of validation images being read and redrawn that a run's folder holds of the same validation."""
+    return out / "readings" / sheet_of(out, step).name
+
+
+def _reading(trainer: Trainer) -> Image.Image:
+    # The same images from the same noise at every validation, so that the pictures make a film.
+    model, data, seed = trainer.ema, trainer.data, trainer.config.train.seed
+    images = data.images["valid"]
+    x = intensities(images[spread(len(images), READINGS)], data.binarization, seeded(seed, "binarize"))
+    x = x.to(model.canvas0)
+    with torch.no_grad():
+        trace = model(model.noise(len(x), seed, "reconstruct"), x, trace=True).trace
+    config, scale = model.config, render.fitting_scale(600, 7 * x.shape[-1])
+    return render.reconstructions(
+        x, trace, model.likelihood.mean, read_n=config.read_n, write_n=config.write_n, columns=4, scale=scale
+    )
+
+
+def film(run: Path, most: int = 100) -> list[Image.Image]:
+    """How a network learned to read and to draw: frames of its `readings`, each under its step and bound.
+
+    Args:
+        run: A run's folder.
+        most: Frames; of more validations evenly spaced ones are taken, the first and the last among them.
+
+    Raises:
+        UserError: If there is no such run, or it holds no readings.
+    """
+    found = [r for r in read_log(run) if r["kind"] == "valid" and reading_of(run, r["step"]).is_file()]
+    if not found:
+        raise UserError(f"{run} holds no readings to make a film of; every validation of a run leaves one there")
+    shown = [found[i] for i in render.evenly(len(found), most)]
+    captions = [f"step {r['step']:,}: validation bound {r['bound_nats']:.1f} nats" for r in shown]
+    return render.captioned([render.read_png(reading_of(run, r["step"])) for r in shown], captions)
+
+
+def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[Rank, float]:
+    """Bring a trainer to where a run's checkpoint is. Gives the best validation's rank and the seconds so far."""
     _same_run(out, found.config, trainer.config)
     if found.info.get("images_sha256", digest) != digest:
         raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
@@ -228,11 +274,17 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
         trainer.load_state(found.tensors(checkpoint.TRAINING), found.tensors(), found.step)
     except ValueError as error:
         raise UserError(f"cannot resume {found.path}: {error}") from error
-    best = checkpoint.newest(out, "best")
-    return checkpoint.read(best).info.get("bound_nats", math.inf) if best else math.inf, found.seconds
+    newest = checkpoint.newest(out, "best")
+    best = checkpoint.read(newest) if newest else None
+    return _rank(best.config.model.steps, best.info.get("bound_nats", math.inf)) if best else NONE, found.seconds
 
 
-def _validate(trainer: Trainer, data: DataSet, speed: SpeedConfig, seconds: float, best: float) -> Validation:
+def _rank(glimpses: int, bound_nats: float) -> Rank:
+    """The better of two validations has the lower one: more glimpses, or as many and a lower bound."""
+    return -glimpses, bound_nats
+
+
+def _validate(trainer: Trainer, data: DataSet, speed: SpeedConfig, seconds: float, best: Rank) -> Validation:
     settings = EvalConfig(split="valid", images=trainer.config.train.validation_images, seed=trainer.config.train.seed)
     try:
         measured = evaluate(trainer.ema, data, settings, speed=speed, world=trainer.world)
@@ -246,14 +298,15 @@ def _validate(trainer: Trainer, data: DataSet, speed: SpeedConfig, seconds: floa
         loss_x_nats=measured.loss_x_nats,
         loss_z_nats=measured.loss_z_nats,
         images=measured.images,
-        best=measured.bound_nats < best,
+        glimpses=trainer.ema.config.steps,
+        best=_rank(trainer.ema.config.steps, measured.bound_nats) < best,
     )
 
 
-def _save(out: Path, trainer: Trainer, seconds: float, kind: str, info: dict[str, Any]) -> None:
+def _save(out: Path, trainer: Trainer, config: RunConfig, seconds: float, kind: str, info: dict[str, Any]) -> None:
     checkpoint.save(
         out / "checkpoints" / f"{kind}-{trainer.step:08d}",
-        trainer.config,
+        config,
         step=trainer.step,
         seconds=seconds,
         model=trainer.ema.state_dict(),

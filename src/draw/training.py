@@ -6,7 +6,7 @@ a checkpoint needs to go on exactly. Nothing here prints or touches a disk: the 
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -67,7 +67,7 @@ class Trainer:
     """A model in training, the same on every rank of `world`; a batch is divided between the ranks.
 
     Attributes:
-        model: The network being trained.
+        model: The network being trained. While glimpses grow, its configuration has those of the last step.
         ema: Its exponentially averaged weights: what is validated, sampled from and shipped.
         step: Steps taken.
     """
@@ -94,7 +94,6 @@ class Trainer:
             raise UserError("several processes cannot train on mps: choose --device cpu")
         self.data = data.to(device)
         self.step = 0
-        self._glimpses = config.model.steps  # of the last step
         self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         steps = None if config.train.schedule_minutes else config.train.iterations
@@ -137,8 +136,9 @@ class Trainer:
         """
         config = self.config.train
         x = self.batch(self.step)
-        self._glimpses = glimpses(config, self.model.config.steps, self.step, seconds)
-        eps = self.model.noise(config.batch_size, config.seed, "train", self.step, steps=self._glimpses)
+        steps = glimpses(config, self.config.model.steps, self.step, seconds)
+        self.model.config = self.ema.config = replace(self.config.model, steps=steps)
+        eps = self.model.noise(config.batch_size, config.seed, "train", self.step)
         eps = eps[:, self.world.share(config.batch_size)].contiguous()  # as for binarization: the whole batch's noise
         self._learning_rate.fill_(learning_rate(config, self.step, seconds))
         # Early on the horizon is the run so far, or the average would be of initial weights for thousands of steps.
@@ -181,7 +181,7 @@ class Trainer:
         return Metrics(
             step=self.step,
             epoch=self.step * config.batch_size / len(self.data.images["train"]),
-            glimpses=self._glimpses,
+            glimpses=self.model.config.steps,
             seconds=seconds,
             bound_nats=bound,
             loss_x_nats=loss_x,

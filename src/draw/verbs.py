@@ -392,6 +392,14 @@ def curve(options: Any) -> None:
     _written({"curve": str(options.out)}, options)
 
 
+def film(options: Any) -> None:
+    from draw import render, run
+
+    frames = run.film(options.run, options.n)
+    render.save_animation(frames, options.out)
+    _written({"film": str(options.out), "frames": len(frames)}, options)
+
+
 def models(options: Any) -> None:
     from draw.checkpoint import MODEL, find, shipped
     from draw.results import card, result
