@@ -24,6 +24,7 @@ from draw.data import load_data
 from draw.evaluation import Evaluation, evaluate
 from draw.fast import set_threads
 from draw.model import DRAW
+from draw.presets import PRESETS
 from draw.results import Card, Result
 
 LICENCE = (
@@ -88,15 +89,20 @@ def main(arguments: list[str] | None = None) -> None:
             chosen, labels = results.chosen_examples(data)
             tensors = {"images": data.images["test"][chosen], "labels": torch.tensor(labels)}
             save_file(tensors, home / "examples.safetensors")
-    rows = {other.name: other for other in results.results()} | {row.name: row}
-    checkpoint.write_json(results.RESULTS, {"rows": [dataclasses.asdict(other) for other in rows.values()]})
+    rows = {other.name: other for other in results.results()}
+    for other in rows.values():
+        if options.ship and other.model == options.ship:  # its weights have just been replaced
+            rows[other.name] = dataclasses.replace(other, model=None)
+    rows[row.name] = row
+    ordered = sorted(rows.values(), key=lambda other: list(PRESETS).index(other.name))
+    checkpoint.write_json(results.RESULTS, {"rows": [dataclasses.asdict(other) for other in ordered]})
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("name", help="of the row: the preset's")
+    parser.add_argument("name", choices=PRESETS, help="of the row: the preset's")
     parser.add_argument("--title", required=True)
     parser.add_argument("--note", default="")
     parser.add_argument("--hardware", required=True)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +28,25 @@ def main(capsys, *arguments, code=0):
     return capsys.readouterr()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A tiny model that was recorded as if it shipped: its folder of weights, its results, its data."""
-    place = trained_in(tmp_path_factory.mktemp("ships"))
-    (place / "weights").mkdir()
-    (place / "results.json").write_text('{"rows": []}')
+def recorded(place, preset):
+    """Record the run in a place, as if this preset had trained it, and ship it as `tiny`."""
     spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks" / "record.py")
     record = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(record)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "WEIGHTS", place / "weights")
         patch.setattr(results, "RESULTS", place / "results.json")
-        record.main([str(place / "run"), "demo", "--title", "a tiny one", "--hardware", "none", "--ship", "tiny",
+        record.main([str(place / "run"), preset, "--title", "a tiny one", "--hardware", "none", "--ship", "tiny",
                      "--command", "draw train demo", "--weighted-images", "3"])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny model that was recorded as if it shipped: its folder of weights, its results, its data."""
+    place = trained_in(tmp_path_factory.mktemp("ships"))
+    (place / "weights").mkdir()
+    (place / "results.json").write_text('{"rows": []}')
+    recorded(place, "demo")
     return place
 
 
@@ -115,6 +121,17 @@ def test_with_its_images_a_model_that_ships_is_measured(ships, capsys):
     told = json.loads(main(capsys, "evaluate", "tiny", "--samples", "20", "--json").out)
     assert told["recorded"] is False
     assert told["bound_nats"] == pytest.approx(results.result("tiny").test.bound_nats, abs=1e-3)
+
+
+def test_a_model_that_takes_the_place_of_another_leaves_its_row(tiny, tmp_path, monkeypatch, capsys):
+    place = shutil.copytree(tiny, tmp_path / "ships")
+    recorded(place, "svhn")
+    recorded(place, "mnist")
+    monkeypatch.setattr(results, "RESULTS", place / "results.json")
+    assert [(row.name, row.model) for row in results.results()] == [("demo", None), ("mnist", "tiny"), ("svhn", None)]
+    assert results.result("tiny").name == "mnist"
+    assert "demo" in main(capsys, "paper").out
+    assert "the weights of 'demo' do not ship" in main(capsys, "paper", "--check", "demo", code=2).err
 
 
 def test_names_that_do_not_ship_are_one_line(ships, capsys):
