@@ -76,7 +76,7 @@ def seen(path):
 
 def test_train_leaves_a_run_folder(place):
     names = {path.name for path in (place / "run").iterdir()}
-    assert names - {".lock"} == {"config.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert names - {".lock"} == {"config.json", "metrics.jsonl", "checkpoints", "samples", "readings"}
     assert json.loads((place / "run" / "config.json").read_text())["model"]["height"] == 8
 
 

@@ -138,7 +138,10 @@ def train(
         trainer.copy_state_from_main(0)
     if resumed is not None:
         info |= {"init": found.info["init"]} if found and "init" in found.info else {}
-        best, before = world.main(lambda: _restore(trainer, out, found, digest) if found else (NONE, 0.0))
+        glimpses, bound, before = world.main(
+            lambda: _restore(trainer, out, found, digest) if found else (0, math.inf, 0.0)
+        )
+        best = _rank(glimpses, bound)
         trainer.copy_state_from_main(resumed)
     if trainer.finished(before):
         return
@@ -265,8 +268,8 @@ def film(run: Path, most: int = 100) -> list[Image.Image]:
     return render.captioned([render.read_png(reading_of(run, r["step"])) for r in shown], captions)
 
 
-def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[Rank, float]:
-    """Bring a trainer to where a run's checkpoint is. Gives the best validation's rank and the seconds so far."""
+def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[int, float, float]:
+    """Bring a trainer to where a run's checkpoint is. Gives the best one's glimpses and bound, and the seconds."""
     _same_run(out, found.config, trainer.config)
     if found.info.get("images_sha256", digest) != digest:
         raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
@@ -276,7 +279,8 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
         raise UserError(f"cannot resume {found.path}: {error}") from error
     newest = checkpoint.newest(out, "best")
     best = checkpoint.read(newest) if newest else None
-    return _rank(best.config.model.steps, best.info.get("bound_nats", math.inf)) if best else NONE, found.seconds
+    bound = best.info.get("bound_nats", math.inf) if best else math.inf
+    return best.config.model.steps if best else 0, bound, found.seconds
 
 
 def _rank(glimpses: int, bound_nats: float) -> Rank:
