@@ -21,7 +21,18 @@ from matplotlib.figure import Figure
 
 from draw.run import read_log
 
-COMMON = ("--precision", "bfloat16", "--threads", "1", "--validate-every", "500")
+COMMON = (
+    "--precision",
+    "bfloat16",
+    "--threads",
+    "1",
+    "--validate-every",
+    "500",
+    "--grow-from",
+    "8",
+    "--grow-until",
+    "0.6",
+)
 
 
 @dataclass(frozen=True)
