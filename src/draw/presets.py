@@ -36,16 +36,16 @@ PRESETS = {
         train=TrainConfig(iterations=150_000, learning_rate=5e-3, grow_from=8, grow_until=0.6),
     ),
     # For people with a CPU: half the paper's glimpses, and as many steps as one core takes in about one and three hours
-    # in bfloat16, half as many again in float32. The longer run has the lower rate. Bounds and curves: docs/results.md.
+    # in bfloat16, half as many again in float32. Bounds and curves: docs/results.md.
     "mnist-1h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
-        train=TrainConfig(iterations=27_000, learning_rate=1e-2, grow_from=8, grow_until=0.6),
+        train=TrainConfig(iterations=20_000, learning_rate=3e-3),
     ),
     "mnist-3h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
-        train=TrainConfig(iterations=81_000, learning_rate=5e-3, grow_from=8, grow_until=0.6),
+        train=TrainConfig(iterations=60_000, learning_rate=3e-3),
     ),
     "mnist-no-attention-1h": RunConfig(
         model=ModelConfig(steps=32, read_n=None, write_n=None),
