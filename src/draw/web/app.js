@@ -71,7 +71,8 @@ function describe({ size, about, channels, steps, read_n, write_n }) {
     `${(about.parameters / 1e6).toPrecision(2)} M weights`,
     about.bound_nats && `validation bound ${about.bound_nats.toFixed(1)} nats`,
   ];
-  $("about").textContent = facts.filter(Boolean).join(" · ");
+  const whole = facts.filter(Boolean).map((fact) => fact.replaceAll(" ", "\u00a0")); // lines break between facts, never in one
+  $("about").textContent = whole.join("\u00a0· ");
   const through = write_n === null ? "over the whole canvas" : "through a window that it places itself";
   $("lead").textContent = `A recurrent network that draws, glimpse by glimpse, ${through}.`;
   document.title = `DRAW · ${about.name ?? "studio"}`;
