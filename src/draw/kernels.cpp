@@ -224,7 +224,7 @@ inline int64_t row(int m, int stride) { return static_cast<int64_t>(m) * stride;
 
 }  // namespace
 
-// Eqs. 3-4: r (b, 2 c n n), or without attention (b, 2 c h w).
+// Eqs. 3-4: r (b, 2 c n n), or without attention the error image (b, c h w).
 EXPORT void read_forward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, float* r,
                          int r_stride) {
 #pragma omp parallel
@@ -238,8 +238,7 @@ EXPORT void read_forward(int b, const float* x, const float* canvas, const float
         error_image(image, drawn, x_hat.data());
         read_patches<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), out);
       } else {
-        std::copy(image, image + pixels, out);
-        error_image(image, drawn, out + pixels);
+        error_image(image, drawn, out);
       }
     }
   }
@@ -255,7 +254,7 @@ EXPORT void read_backward(int b, const float* x, const float* canvas, const floa
     for (int m = 0; m < b; m++) {
       const float *image = x + row(m, pixels), *drawn = canvas + row(m, pixels);
       error_image(image, drawn, x_hat.data());
-      const float* d = dr + row(m, dr_stride) + pixels;
+      const float* d = dr + row(m, dr_stride);
       if constexpr (READ_N > 0) {
         read_patches_backward<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), r + row(m, r_stride),
                                       dr + row(m, dr_stride), draw + row(m, draw_stride), dx_hat.data());
@@ -302,20 +301,21 @@ EXPORT void write_backward(int b, const float* head, int head_stride, const floa
 }
 
 // The LSTM's step from the gates' inputs less their bias, which become the gates; the output goes to one or two places.
-EXPORT void lstm_forward(int b, int k, const float* bias, float* gates, const float* s, float* s_next, float* h, int h_stride, float* h2,
-                         int h2_stride) {
+// A bias of stride 0 is that of all images.
+EXPORT void lstm_forward(int b, int k, const float* bias, int bias_stride, float* gates, const float* s, float* s_next,
+                         float* h, int h_stride, float* h2, int h2_stride) {
 #pragma omp parallel for
   for (int m = 0; m < b; m++) {
     float* i = gates + row(m, 4 * k);
     float *f = i + k, *g = f + k, *o = g + k;
-    const float* before = s + row(m, k);
+    const float *before = s + row(m, k), *add = bias + row(m, bias_stride);
     float *after = s_next + row(m, k), *out = h + row(m, h_stride);
 #pragma omp simd
     for (int u = 0; u < k; u++) {
-      i[u] = sigmoid(i[u] + bias[u]);
-      f[u] = sigmoid(f[u] + bias[k + u]);
-      g[u] = tanh_(g[u] + bias[2 * k + u]);
-      o[u] = sigmoid(o[u] + bias[3 * k + u]);
+      i[u] = sigmoid(i[u] + add[u]);
+      f[u] = sigmoid(f[u] + add[k + u]);
+      g[u] = tanh_(g[u] + add[2 * k + u]);
+      o[u] = sigmoid(o[u] + add[3 * k + u]);
       after[u] = f[u] * before[u] + i[u] * g[u];
       out[u] = o[u] * tanh_(after[u]);
     }

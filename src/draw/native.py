@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.distributions import Bernoulli, StandardNormal, rsample
@@ -60,7 +61,7 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
         if x is None or not _as_expected(model, eps, x):
             return model.unroll(state, eps, x)
-        weights = _weights(model)
+        weights = _weights(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
         *after, mu, log_sigma = Glimpses.apply(_Plan(model, precision, keep), x, eps, *state, *weights)
         q = Gaussian(mu, log_sigma)
@@ -78,21 +79,28 @@ def _as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
     )
 
 
-def _weights(model: DRAW) -> tuple[Tensor, ...]:
+def _weights(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
     """Weight and bias of the encoder's and decoder's gates, of [mu, log sigma], and of all heads that h_dec feeds.
 
-    The last are the read window's, the write window's and the patch's, those that there are, in this order.
+    The last are the read window's, the write window's and the patch's, those that there are, in this order. The
+    encoder's bias has a row for each image. Without attention every read begins with the image itself (eq. 17): what
+    that adds to the gates is part of these rows, computed once for all glimpses, and the weights are those of the rest.
     """
     whole: Any = model
     read, write = whole.read, whole.write
     heads: list[nn.Linear] = [read.to_window] if isinstance(read, AttentiveRead) else []
     heads += [write.to_window, write.to_patch] if isinstance(write, AttentiveWrite) else [write.to_stroke]
     groups = ([whole.encoder.to_gates], [whole.decoder.to_gates], [whole.to_mu, whole.to_log_sigma], heads)
-    return tuple(
+    weight, bias, *others = (
         parts[0] if len(parts) == 1 else torch.cat(parts)
         for group in groups
         for parts in ([layer.weight for layer in group], [layer.bias for layer in group])
     )
+    image = x.flatten(1)
+    if not isinstance(read, FullRead):
+        return weight, bias.expand(len(x), -1), *others
+    of_image, weight = weight.split([image.shape[1], weight.shape[1] - image.shape[1]], dim=1)
+    return weight, linear(image, of_image, bias), *others
 
 
 class _Plan:
@@ -105,15 +113,17 @@ class _Plan:
         self.keep = keep  # every glimpse's values, for the backward pass; otherwise two glimpses' at a time
         self.e, self.d, self.z = config.enc_size, config.dec_size, config.z_size
         self.image = config.image_shape
-        self.r = model.read.features
+        # Of what is read, what changes from glimpse to glimpse; see `_weights`.
+        self.r = model.read.features - (math.prod(self.image) if isinstance(model.read, FullRead) else 0)
         self.raw = 5 if self.kernels.read_n else 0  # where the write head's outputs begin in those of all heads
 
 
 class Glimpses(torch.autograd.Function):
     """Eqs. 3-8, glimpse after glimpse. What feeds a product lies as the product wants it, glimpse by glimpse:
 
-    enc_in [r, h_dec, h_enc], dec_in [z, h_dec], and the outputs of products gates_enc, gates_dec, q = [mu, log sigma]
-    and heads = [read window, write window, patch], of which row t is made by h_dec after t glimpses.
+    enc_in [r, h_dec, h_enc] (of r, without attention, the error image alone), dec_in [z, h_dec], and the outputs of
+    products gates_enc, gates_dec, q = [mu, log sigma] and heads = [read window, write window, patch], of which row t is
+    made by h_dec after t glimpses.
     """
 
     @staticmethod
@@ -149,14 +159,14 @@ class Glimpses(torch.autograd.Function):
             )  # 3, 4
             enc(enc_in[now], gates_enc[now])
             kernels.lstm_forward(
-                b, e, _at(enc_bias), _at(gates_enc[now]), _at(s_enc[now]), _at(s_enc[next]),
+                b, e, *_rows(enc_bias), _at(gates_enc[now]), _at(s_enc[now]), _at(s_enc[next]),
                 *_rows(h_enc[next]), None, 0,
             )  # 5  # fmt: skip
             post(h_enc[next], q[t])  # 1, 2
             kernels.sample_forward(b, z, _at(q[t]), _at(eps[t]), *_rows(dec_in[now]))  # 6
             dec(dec_in[now], gates_dec[now])
             kernels.lstm_forward(
-                b, d, _at(dec_bias), _at(gates_dec[now]), _at(s_dec[now]), _at(s_dec[next]),
+                b, d, _at(dec_bias), 0, _at(gates_dec[now]), _at(s_dec[now]), _at(s_dec[next]),
                 *_rows(h_dec[next]), *_rows(dec_in[next, :, z:]),
             )  # 7  # fmt: skip
             head(h_dec[next], heads[next])
@@ -218,10 +228,11 @@ class Glimpses(torch.autograd.Function):
         d_state = (d_enc_in[:, r + d :].clone(), d_s_enc, d_h_dec, d_s_dec, d_canvas.view(b, *plan.image))
         # The gates have become the gradients of their inputs.
         d_weights = (
-            enc.weight_and_bias(gates_enc[:steps], enc_in[:steps])
-            + dec.weight_and_bias(gates_dec[:steps], dec_in[:steps])
-            + post.weight_and_bias(d_q, enc_in[1:, :, r + d :])
-            + head.weight_and_bias(d_heads, enc_in[:, :, r : r + d])
+            enc.weight_grad(gates_enc[:steps], enc_in[:steps]),
+            gates_enc[:steps].sum(0),
+            *dec.grads(gates_dec[:steps], dec_in[:steps]),
+            *post.grads(d_q, enc_in[1:, :, r + d :]),
+            *head.grads(d_heads, enc_in[:, :, r : r + d]),
         )
         return None, None, None, *d_state, *d_weights
 
@@ -248,11 +259,14 @@ class _Product:
         else:
             out.copy_(d_out.to(self.precision) @ self.weight)
 
-    def weight_and_bias(self, d_out: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients by W and bias, of all glimpses at once."""
-        d_out, rows = d_out.flatten(0, 1), rows.flatten(0, 1)
-        d_weight = d_out.to(self.precision).mT @ rows.to(self.precision)
-        return d_weight.float(), d_out.sum(0)
+    def weight_grad(self, d_out: Tensor, rows: Tensor) -> Tensor:
+        """The gradient by W, of all glimpses at once."""
+        d_out, rows = (factor.flatten(0, 1).to(self.precision) for factor in (d_out, rows))
+        return (d_out.mT @ rows).float()
+
+    def grads(self, d_out: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients by W and bias, of all glimpses at once."""
+        return self.weight_grad(d_out, rows), d_out.sum((0, 1))
 
 
 def _at(tensor: Tensor) -> ctypes.c_void_p:
