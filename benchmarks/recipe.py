@@ -46,6 +46,9 @@ class Variant:
 SHORT = "--steps 8 --iterations 1500 "
 T16 = "--steps 16 --learning-rate 1e-2 "
 MINUTES = "--learning-rate 1e-2 --schedule-minutes 8 --validate-every 100000 --validation-images 5000 "
+STEPS = (
+    "--steps 16 --learning-rate 3e-3 --grow-from none --iterations 6000 --validate-every 6000 --validation-images 5000 "
+)
 VARIANTS = {
     "base": Variant(SHORT + "--learning-rate 1e-2"),
     "rate0.0025": Variant(SHORT + "--learning-rate 2.5e-3"),
@@ -61,6 +64,8 @@ VARIANTS = {
     "8min-T16batch50": Variant(MINUTES + "--steps 16 --batch-size 50"),
     "8min-T32batch50": Variant(MINUTES + "--steps 32 --batch-size 50", seeds=(0,)),
     "8min-T16batch200": Variant(MINUTES + "--steps 16 --batch-size 200 --warmup 250", seeds=(0,)),
+    "6000steps": Variant(STEPS),
+    "6000steps-fall0.7": Variant(STEPS + "--fall-from 0.7"),
 }
 
 
@@ -106,14 +111,14 @@ def cost(log: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 
 def plot(logs: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
-    """The bound of the training batches against cost, a line for each run; runs of minutes have axes of their own."""
+    """The bound of the training batches against cost, a line for each run; the longer ones have axes of their own."""
     figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
     short, long = figure.subplots(1, 2)
     short.set_ylim(105, 210)
     long.set_ylim(92, 130)
     short.set_ylabel("bound on training batches, nats per image")
-    minutes = [name for name in VARIANTS if name.startswith("8min-")]
-    for axes, names in ((short, [name for name in VARIANTS if name not in minutes]), (long, minutes)):
+    longer = [name for name in VARIANTS if name.startswith(("8min", "6000"))]
+    for axes, names in ((short, [name for name in VARIANTS if name not in longer]), (long, longer)):
         for (name, seed), log in logs.items():
             if name in names:
                 x, y = zip(*cost(log), strict=True)

@@ -75,6 +75,7 @@ def test_a_faulty_file_is_refused_by_name(text, message):
         (ModelConfig, {"channels": 4}, "channels must be 1 or 3, got 4"),
         (TrainConfig, {"learning_rate": 0.0}, "learning_rate must be positive"),
         (TrainConfig, {"ema_decay": 1.0}, "ema_decay must be in [0, 1)"),
+        (TrainConfig, {"fall_from": 1.0}, "fall_from must be in [0, 1)"),
         (TrainConfig, {"seed": -1}, "seed must be from 0 to 2**63 - 1, got -1"),
         (DataConfig, {"size": "big"}, "size must be SIDE or HEIGHTxWIDTH"),
         (EvalConfig, {"samples": 0}, "samples must be at least 1"),

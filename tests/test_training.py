@@ -148,6 +148,12 @@ def test_the_learning_rate_warms_up_then_falls_to_zero():
     assert learning_rate(config, 1000, 0.0) == pytest.approx(0.0)
 
 
+def test_the_learning_rate_can_stay_at_its_peak_and_then_fall_along_the_same_cosine():
+    config = TrainConfig(iterations=1000, warmup=100, learning_rate=1.0, fall_from=0.6)
+    rates = [learning_rate(config, step, 0.0) for step in (49, 100, 599, 700, 800, 900, 1000)]
+    assert rates == pytest.approx([0.5, 1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0])
+
+
 def test_a_schedule_in_minutes_follows_the_clock_and_not_the_steps():
     config = TrainConfig(schedule_minutes=2.0, iterations=10)
     assert schedule_fraction(config, 10_000, 60.0) == pytest.approx(0.5)

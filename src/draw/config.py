@@ -107,10 +107,11 @@ class TrainConfig:
 
     seed: int = _option(0, "seed of initial weights, order of images, noise")
     batch_size: int = _option(100, "images per step")
-    iterations: int = _option(10_000, "training steps; the learning rate's cosine ends here")
-    schedule_minutes: float | None = _option(None, "let the cosine end after this many minutes of training instead")
+    iterations: int = _option(10_000, "training steps; the learning rate falls to 0 here")
+    schedule_minutes: float | None = _option(None, "let it fall to 0 after this many minutes of training instead")
     learning_rate: float = _option(2.5e-3, "Adam's peak learning rate")
     warmup: int = _option(500, "steps over which the learning rate rises linearly")
+    fall_from: float = _option(0.0, "share of the schedule after which the learning rate falls, as half a cosine")
     grow_from: int | None = _option(None, "glimpses to begin with; doubled at even intervals until there are T")
     grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
     clip_norm: float = _option(10.0, "largest global gradient norm, nats")
@@ -132,6 +133,7 @@ class TrainConfig:
             _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
         grow_from = self.grow_from
         _require(grow_from is None or grow_from >= 1, f"grow_from must be at least 1, or none, got {grow_from}")
+        _require(0 <= self.fall_from < 1, f"fall_from must be in [0, 1), got {self.fall_from}")
         _require(0 < self.grow_until <= 1, f"grow_until must be in (0, 1], got {self.grow_until}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
 

@@ -41,9 +41,10 @@ class Metrics:
 
 
 def learning_rate(config: TrainConfig, step: int, seconds: float) -> float:
-    """Linear warm-up over the first steps, times a cosine that ends at `iterations` or after `schedule_minutes`."""
+    """Linear warm-up over the first steps, times half a cosine from `fall_from` to the end of the schedule."""
     warmup = min(1.0, (step + 1) / max(config.warmup, 1))
-    return config.learning_rate * warmup * (1 + math.cos(math.pi * schedule_fraction(config, step, seconds))) / 2
+    fallen = max(0.0, schedule_fraction(config, step, seconds) - config.fall_from) / (1 - config.fall_from)
+    return config.learning_rate * warmup * (1 + math.cos(math.pi * fallen)) / 2
 
 
 def glimpses(config: TrainConfig, T: int, step: int, seconds: float) -> int:  # noqa: N803  # the paper's T
