@@ -46,9 +46,7 @@ class Variant:
 SHORT = "--steps 8 --iterations 1500 "
 T16 = "--steps 16 --learning-rate 1e-2 "
 MINUTES = "--learning-rate 1e-2 --schedule-minutes 8 --validate-every 100000 --validation-images 5000 "
-STEPS = (
-    "--steps 16 --learning-rate 3e-3 --grow-from none --iterations 6000 --validate-every 6000 --validation-images 5000 "
-)
+STEPS = "--steps 16 --learning-rate 3e-3 --grow-from none --iterations 6000 --validation-images 5000 "
 VARIANTS = {
     "base": Variant(SHORT + "--learning-rate 1e-2"),
     "rate0.0025": Variant(SHORT + "--learning-rate 2.5e-3"),
@@ -125,7 +123,8 @@ def plot(logs: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
                 style, label = ("-", name) if seed == 0 else (":", None)
                 axes.plot(x, y, style, color=f"C{names.index(name)}", linewidth=1, label=label)
         axes.set_xlabel("millions of glimpses of an image")
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     print(json.dumps({"plot": str(path)}))
