@@ -32,6 +32,8 @@ COMMON = (
     "8",
     "--grow-until",
     "0.6",
+    "--fall-from",
+    "0",
 )
 
 
