@@ -197,6 +197,9 @@ def test_a_drawn_digit_is_read_with_the_bound_of_python(visit, model):
     drawing = of_python(model, normals(STEPS * Z, 0, 0, READ), image)
     measured = losses(image, drawing, model.likelihood)
     until(page, f"Math.abs(document.querySelector('#bound').textContent - {float(measured.bound)}) < 0.006")
+    page.keyboard.press("Home")
+    at(page, 0, "show")
+    page.keyboard.press("End")
     at(page, STEPS, "show")
     for name, value in {"loss-x": measured.loss_x, "loss-z": measured.loss_z}.items():
         assert float(page.inner_text(f"#{name}")) == pytest.approx(float(value), abs=0.006)
