@@ -95,6 +95,17 @@ def test_the_first_step_is_as_long_as_the_learning_rate():
     assert (trainer.model.canvas0 - before).abs().max().item() == pytest.approx(1e-2, rel=1e-3)
 
 
+def test_weight_decay_takes_off_the_learning_rates_share_of_every_matrix_and_of_nothing_else():
+    settings = {"learning_rate": 1e-2, "warmup": 1}
+    kept, decayed = (trained(1, small_config(weight_decay=decay, **settings)).model for decay in (0.0, 0.5))
+    for (name, first), plain, less in zip(
+        trained(0).model.named_parameters(), kept.parameters(), decayed.parameters(), strict=True
+    ):
+        share = 1e-2 * 0.5 if name.endswith("weight") else 0.0
+        torch.testing.assert_close(plain - less, share * first, rtol=1e-3, atol=1e-7, msg=name)
+        assert share == 0 or first.abs().max() > 0.01  # it had something to lose
+
+
 def test_the_gradient_norm_reported_is_the_one_before_clipping():
     trainer = trained(1, small_config(clip_norm=1e-3, log_every=1))
     assert trainer.metrics(1.0, 1.0).grad_norm > 1e-2

@@ -115,6 +115,7 @@ class TrainConfig:
     grow_from: int | None = _option(None, "glimpses to begin with; doubled at even intervals until there are T")
     grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
     clip_norm: float = _option(10.0, "largest global gradient norm, nats")
+    weight_decay: float = _option(0.0, "AdamW's decay of weight matrices, per step and learning rate")
     ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
     log_every: int = _option(50, "steps between log lines")
     validate_every: int = _option(500, "steps between validations, best checkpoint and sample sheets")
@@ -124,7 +125,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "iterations", "log_every", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "validation_images"):
+        for name in ("warmup", "validation_images", "weight_decay"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require(self.batch_size <= 1_000_000, f"batch_size must be at most 1,000,000, got {self.batch_size}")
         _require_seed("seed", self.seed)

@@ -51,6 +51,7 @@ FIXED_ON_RESUME = (
     "warmup",
     "ema_decay",
     "clip_norm",
+    "weight_decay",
     "grow_from",
     "log_every",
     "validation_images",

@@ -104,8 +104,11 @@ class Trainer:
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
         on_cuda = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=self._learning_rate, fused=self.device.type != "mps", capturable=on_cuda
+        weights = list(self.model.parameters())
+        decayed = {"params": [w for w in weights if w.ndim == 2], "weight_decay": config.train.weight_decay}
+        kept = {"params": [w for w in weights if w.ndim != 2], "weight_decay": 0.0}  # biases, initial states, canvas
+        self.optimizer = torch.optim.AdamW(
+            [decayed, kept], lr=self._learning_rate, fused=self.device.type != "mps", capturable=on_cuda
         )
         # steps, bound, loss_x, loss_z, grad_norm since the last log line
         self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
