@@ -66,6 +66,8 @@ VARIANTS = {
     "8min-T16batch200": Variant(MINUTES + "--steps 16 --batch-size 200 --warmup 250", seeds=(0,)),
     "6000steps": Variant(STEPS),
     "6000steps-fall0.7": Variant(STEPS + "--fall-from 0.7"),
+    "6000steps-decay0.03": Variant(STEPS + "--fall-from 0.7 --weight-decay 0.03"),
+    "6000steps-decay0.1": Variant(STEPS + "--fall-from 0.7 --weight-decay 0.1"),
 }
 
 
@@ -83,10 +85,10 @@ def main() -> None:
     logs = {run: read_log(out) for run, out in runs.items() if (out / "metrics.jsonl").is_file()}
     bounds = {run: [record for record in log if record["kind"] == "valid"] for run, log in logs.items()}
     logs = {run: log for run, log in logs.items() if bounds[run]}  # those that have got so far
-    print(f"{'variant':<18}{'seed':>5}{'bound, valid':>14}{'L^x':>8}{'L^z':>7}{'steps':>7}{'M glimpses':>12}  flags")
+    print(f"{'variant':<20}{'seed':>5}{'bound, valid':>14}{'L^x':>8}{'L^z':>7}{'steps':>7}{'M glimpses':>12}  flags")
     for (name, seed), log in logs.items():
         last = bounds[name, seed][-1]
-        print(f"{name:<18}{seed:>5}{last['bound_nats']:>14.2f}{last['loss_x_nats']:>8.2f}{last['loss_z_nats']:>7.2f}"
+        print(f"{name:<20}{seed:>5}{last['bound_nats']:>14.2f}{last['loss_x_nats']:>8.2f}{last['loss_z_nats']:>7.2f}"
               f"{last['step']:>7,}{cost(log)[-1][0]:>12.1f}  {VARIANTS[name].flags}")  # fmt: skip
     plot(logs, options.out / "recipe.png")
 
