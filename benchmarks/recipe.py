@@ -66,7 +66,7 @@ VARIANTS = {
     "8min-T16batch200": Variant(MINUTES + "--steps 16 --batch-size 200 --warmup 250", seeds=(0,)),
     "6000steps": Variant(STEPS),
     "6000steps-fall0.7": Variant(STEPS + "--fall-from 0.7"),
-    "6000steps-decay0.03": Variant(STEPS + "--fall-from 0.7 --weight-decay 0.03"),
+    "6000steps-decay0.03": Variant(STEPS + "--fall-from 0.7 --weight-decay 0.03", seeds=(0,)),
     "6000steps-decay0.1": Variant(STEPS + "--fall-from 0.7 --weight-decay 0.1"),
 }
 

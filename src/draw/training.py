@@ -104,9 +104,9 @@ class Trainer:
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
         on_cuda = self.device.type == "cuda"
-        weights = list(self.model.parameters())
-        decayed = {"params": [w for w in weights if w.ndim == 2], "weight_decay": config.train.weight_decay}
-        kept = {"params": [w for w in weights if w.ndim != 2], "weight_decay": 0.0}  # biases, initial states, canvas
+        parameters = list(self.model.parameters())
+        decayed = {"params": [p for p in parameters if p.ndim == 2], "weight_decay": config.train.weight_decay}
+        kept = {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0}  # biases, initial states, canvas
         self.optimizer = torch.optim.AdamW(
             [decayed, kept], lr=self._learning_rate, fused=self.device.type != "mps", capturable=on_cuda
         )
