@@ -24,7 +24,14 @@ def small_config(**changes):
         model=ModelConfig(6, 5, 1, steps=3, enc_size=12, dec_size=12, z_size=4, read_n=2, write_n=3),
         data=DataConfig(source="small", binarization="static"),
         train=TrainConfig(
-            batch_size=8, iterations=12, warmup=2, log_every=2, validate_every=4, validation_images=0, ema_decay=0.9
+            batch_size=8,
+            iterations=12,
+            warmup=2,
+            weight_decay=0.1,
+            log_every=2,
+            validate_every=4,
+            validation_images=0,
+            ema_decay=0.9,
         ),
     )
     return config.replace(**changes)

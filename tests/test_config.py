@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -75,6 +76,9 @@ def test_a_faulty_file_is_refused_by_name(text, message):
         (ModelConfig, {"channels": 4}, "channels must be 1 or 3, got 4"),
         (TrainConfig, {"learning_rate": 0.0}, "learning_rate must be positive"),
         (TrainConfig, {"ema_decay": 1.0}, "ema_decay must be in [0, 1)"),
+        (TrainConfig, {"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
+        (TrainConfig, {"weight_decay": math.nan}, "weight_decay must be 0 or more, got nan"),
+        (TrainConfig, {"weight_decay": math.inf}, "weight_decay must be 0 or more, got inf"),
         (TrainConfig, {"fall_from": 1.0}, "fall_from must be in [0, 1)"),
         (TrainConfig, {"seed": -1}, "seed must be from 0 to 2**63 - 1, got -1"),
         (DataConfig, {"size": "big"}, "size must be SIDE or HEIGHTxWIDTH"),

@@ -204,7 +204,9 @@ def test_a_run_can_be_resumed_from_its_first_moment(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "r")
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"data_seed": 5}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"data_seed": 5}, {"weight_decay": 0.2}]
+)
 def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
     run_all(tmp_path / "r", stop=stop_after(1))
     before = (tmp_path / "r" / "config.json").read_bytes()

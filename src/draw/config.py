@@ -115,7 +115,7 @@ class TrainConfig:
     grow_from: int | None = _option(None, "glimpses to begin with; doubled at even intervals until there are T")
     grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
     clip_norm: float = _option(10.0, "largest global gradient norm, nats")
-    weight_decay: float = _option(0.0, "AdamW's decay of weight matrices, per step and learning rate")
+    weight_decay: float = _option(0.0, "share of every weight matrix taken off per step, times the rate (AdamW)")
     ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
     log_every: int = _option(50, "steps between log lines")
     validate_every: int = _option(500, "steps between validations, best checkpoint and sample sheets")
@@ -125,13 +125,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "iterations", "log_every", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "validation_images", "weight_decay"):
+        for name in ("warmup", "validation_images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require(self.batch_size <= 1_000_000, f"batch_size must be at most 1,000,000, got {self.batch_size}")
         _require_seed("seed", self.seed)
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
+        _require(0 <= self.weight_decay < math.inf, f"weight_decay must be 0 or more, got {self.weight_decay}")
         grow_from = self.grow_from
         _require(grow_from is None or grow_from >= 1, f"grow_from must be at least 1, or none, got {grow_from}")
         _require(0 <= self.fall_from < 1, f"fall_from must be in [0, 1), got {self.fall_from}")

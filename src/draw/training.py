@@ -1,4 +1,4 @@
-"""Training in memory: one step of Adam on the bound, its schedule, and the averaged weights.
+"""Training in memory: one step of AdamW on the bound, its schedule, and the averaged weights.
 
 Everything random is a function of (seed, step), so the tensors of `Trainer.state` and the step's number are all that
 a checkpoint needs to go on exactly. Nothing here prints or touches a disk: the caller logs, evaluates and saves.
@@ -113,7 +113,7 @@ class Trainer:
         # steps, bound, loss_x, loss_z, grad_norm since the last log line
         self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
         self._update_once = fast.update_for(self._update, self.device, speed, alone=self.world.size == 1)
-        for parameter in self.model.parameters():  # so that the state has the same tensors before the first step
+        for parameter in parameters:  # so that the state has the same tensors before the first step
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(0.0, device=device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -131,7 +131,7 @@ class Trainer:
         return intensities(batch, self.data.binarization, generator, of=config.batch_size, first=share.start)
 
     def train_step(self, seconds: float) -> None:
-        """One step of Adam on the mean bound of one batch; `seconds` of training so far place it in the schedule.
+        """One step of AdamW on the mean bound of one batch; `seconds` of training so far place it in the schedule.
 
         On CUDA nothing is waited for, and a value that is not finite is found by `metrics` and `state` instead.
 
