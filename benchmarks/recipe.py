@@ -34,6 +34,8 @@ COMMON = (
     "0.6",
     "--fall-from",
     "0",
+    "--weight-decay",
+    "0",
 )
 
 
