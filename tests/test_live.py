@@ -239,6 +239,16 @@ def test_a_real_run_is_read_to_its_end(tmp_path):
     assert (found.state, found.sheet, found.fraction, found.seconds_left) == ("finished", 12, 1.0, 0.0)
 
 
+def test_a_run_is_finished_at_the_end_of_its_minutes_and_no_sooner(tmp_path):
+    folder = make(tmp_path / "a", schedule_minutes=0.2)
+    append(folder, line(1620, seconds=11.9625))  # 12.0 in a curve
+    found = Runs(tmp_path).look()["a"]
+    assert (found.state, found.train[0][1]) == ("stopped", 12.0)
+    assert found.fraction == pytest.approx(11.9625 / 12)
+    append(folder, line(1623, seconds=12.0004))
+    assert Runs(tmp_path).look()["a"].state == "finished"
+
+
 def test_long_curves_are_thinned_to_means():
     curve, count = Curve(), 8 * POINTS + 3
     changed = [curve.add((step, float(step), 2.0 * step, 0.0, 1.0)) for step in range(1, count + 1)]

@@ -191,9 +191,9 @@ class _Log:
 
     def point(self, kind: str, point: Point) -> None:
         """Add a point to the curve of this kind."""
-        if self.curves[kind].add(point):
+        step, seconds, bound, loss_x, loss_z = point
+        if self.curves[kind].add((step, round(seconds, 1), bound, loss_x, loss_z)):
             self.run = replace(self.run, begun=self.run.begun + 1)
-        step, seconds, *_ = point
         if kind == "valid":
             sheet = step if _file_in(self.folder, sheet_of(self.place, step)) else None
             self.run = replace(self.run, sheet=sheet)
@@ -271,7 +271,7 @@ def _point(record: dict[str, Any], where: str) -> Point:
         raise UserError(f"{where} holds what is no number")
     step, seconds, *losses = numbers
     bound, loss_x, loss_z = (round(float(loss), 3) for loss in losses)  # the rest is noise, and every viewer's to load
-    return int(step), round(float(seconds), 1), bound, loss_x, loss_z
+    return int(step), float(seconds), bound, loss_x, loss_z
 
 
 def _file_in(folder: Path, path: Path) -> Path | None:
