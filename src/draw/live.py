@@ -192,6 +192,7 @@ class _Log:
     def point(self, kind: str, point: Point) -> None:
         """Add a point to the curve of this kind."""
         step, seconds, bound, loss_x, loss_z = point
+        # Viewers get tenths of a second; whether a run has finished is read off the exact ones.
         if self.curves[kind].add((step, round(seconds, 1), bound, loss_x, loss_z)):
             self.run = replace(self.run, begun=self.run.begun + 1)
         if kind == "valid":
