@@ -235,7 +235,7 @@ def test_curve_plots_a_run(draw, place, tmp_path):
 
 def test_data_list_names_every_set(draw):
     text = draw("data", "list")
-    for name in ("mnist", "binarized-mnist", "fashion-mnist", "omniglot", "cifar10", "glyphs"):
+    for name in ("mnist", "two-digit-mnist", "binarized-mnist", "fashion-mnist", "omniglot", "cifar10", "glyphs"):
         assert name in text
     assert json.loads(draw("data", "list", "--json"))["glyphs"]["here"] is True
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from draw import glyphs, pictures, published, shards, sources
+from draw import glyphs, pictures, published, shards, sources, two_digits
 from draw.config import DataConfig
 from draw.errors import UserError, nearest
 from draw.noise import seeded
@@ -200,6 +200,8 @@ def read_source(config: DataConfig, data_dir: Path | None, progress: Progress | 
     if source == "glyphs":
         drawn = {split: glyphs.render(config.data_seed, split, n) for split, n in glyphs.SIZES.items()}
         return Arrays({split: x for split, (x, _) in drawn.items()}, {split: y for split, (_, y) in drawn.items()})
+    if source == "two-digit-mnist":
+        return two_digits.compose(published.read("mnist", data_dir, progress), config.data_seed)
     if source in sources.SOURCES:
         return published.read(source, data_dir, progress)
     if source and path.is_dir():

@@ -6,6 +6,7 @@ are those of tensorflow/datasets (url_checksums), those of compact files come wi
 given its final name. No image is read here (`draw.published` does), so this import is cheap.
 """
 
+import dataclasses
 import hashlib
 import http.client
 import os
@@ -63,6 +64,23 @@ def _files(table: str) -> tuple[File, ...]:
     return tuple(File(name, int(size), sha256) for sha256, size, name in rows)
 
 
+_MNIST = Source(
+    "mnist",
+    "50,000 + 10,000 + 10,000 handwritten digits, 28x28 grey",
+    "Yann LeCun and Corinna Cortes; commonly stated as CC BY-SA 3.0",
+    folder="mnist",
+    files=_files("""
+        440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 9912422 train-images-idx3-ubyte.gz
+        3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c 28881 train-labels-idx1-ubyte.gz
+        8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6 1648877 t10k-images-idx3-ubyte.gz
+        f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6 4542 t10k-labels-idx1-ubyte.gz
+    """),
+    mirrors=(
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+)
+
 SOURCES = {
     source.name: source
     for source in (
@@ -71,21 +89,11 @@ SOURCES = {
             "20,000 + 2,000 + 2,000 typeset digits, 28x28 grey; drawn on the spot, nothing to download",
             "the typeface is Pillow's (Aileron, CC0)",
         ),
-        Source(
-            "mnist",
-            "50,000 + 10,000 + 10,000 handwritten digits, 28x28 grey",
-            "Yann LeCun and Corinna Cortes; commonly stated as CC BY-SA 3.0",
-            folder="mnist",
-            files=_files("""
-                440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609 9912422 train-images-idx3-ubyte.gz
-                3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c 28881 train-labels-idx1-ubyte.gz
-                8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6 1648877 t10k-images-idx3-ubyte.gz
-                f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6 4542 t10k-labels-idx1-ubyte.gz
-            """),
-            mirrors=(
-                "https://storage.googleapis.com/cvdf-datasets/mnist/",
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            ),
+        _MNIST,
+        dataclasses.replace(
+            _MNIST,
+            name="two-digit-mnist",
+            description="as many pairs of MNIST's digits, at random places on 60x60 grey; put together on the spot",
         ),
         Source(
             "binarized-mnist",
