@@ -114,7 +114,7 @@ class TrainConfig:
     fall_from: float = _option(0.0, "share of the schedule after which the learning rate falls, as half a cosine")
     grow_from: int | None = _option(None, "glimpses to begin with; doubled at even intervals until there are T")
     grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
-    clip_norm: float = _option(10.0, "largest gradient norm, nats: of the heads of the windows, and of all else")
+    clip_norm: float = _option(10.0, "largest global gradient norm, nats")
     weight_decay: float = _option(0.0, "share of every weight matrix taken off per step, times the rate (AdamW)")
     ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
     log_every: int = _option(50, "steps between log lines")

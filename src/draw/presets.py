@@ -24,7 +24,7 @@ PRESETS = {
             validation_images=500,
         ),
     ),
-    # Table 3, MNIST: 220 epochs, three hours and a half of two fast cores in bfloat16. The paper's own run: <= 80.97 nats.
+    # Table 3, MNIST: 220 epochs, some 200 minutes of two fast cores in bfloat16. The paper's own run: <= 80.97 nats.
     "mnist": RunConfig(
         data=DataConfig(source="binarized-mnist"),
         train=TrainConfig(

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from draw import fast
-from draw.attention import WindowHead
 from draw.config import RunConfig, SpeedConfig, TrainConfig
 from draw.data import DataSet, batch_indices, intensities
 from draw.errors import NonFiniteError, UserError
@@ -102,13 +101,10 @@ class Trainer:
         images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two
         self.unroll = self.world.every(lambda: fast.unroll_for(self.model, speed, images))  # a compiler may be missing
         self.network = self.world.wrap(self.model)  # the same weights; what is called in training
-        parameters = list(self.model.parameters())
-        heads = [p for module in self.model.modules() if isinstance(module, WindowHead) for p in module.parameters()]
-        others = [p for p in parameters if all(p is not head for head in heads)]
-        self._clipped = [part for part in (heads, others) if part]  # without attention there are no heads
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))
         on_cuda = self.device.type == "cuda"
+        parameters = list(self.model.parameters())
         decayed = {"params": [p for p in parameters if p.ndim == 2], "weight_decay": config.train.weight_decay}
         kept = {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0}  # biases, initial states, canvas
         self.optimizer = torch.optim.AdamW(
@@ -164,9 +160,7 @@ class Trainer:
 
         self.optimizer.zero_grad()
         bound.backward()
-        # Nine tenths of the gradient's variance are the windows': clipped with them, all else would shrink at random.
-        norms = [torch.nn.utils.clip_grad_norm_(part, self.config.train.clip_norm) for part in self._clipped]
-        grad_norm = torch.stack(norms).norm()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         values = torch.stack([torch.ones_like(bound), bound, loss_x, loss_z, grad_norm]).detach().to(self._sums)
         values = self.world.sum(values) / self.world.size
         if self.device.type != "cuda" and not values.isfinite().all():
