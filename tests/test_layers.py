@@ -17,7 +17,7 @@ LAYERS = (
     ("config", "noise", "types", "parallel"),
     ("presets", "filterbank", "distributions", "sources", "glyphs"),
     ("attention", "published", "kernels"),
-    ("model", "pictures", "shards"),
+    ("model", "pictures", "shards", "two_digits"),
     ("data", "objective", "checkpoint", "render"),
     ("native", "deferred", "packing"),
     ("fast",),
