@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from draw.errors import UserError
+from draw.noise import seeded_array
 
 SIDE = 28  # pixels, as MNIST
 SIZES = {"train": 20_000, "valid": 2_000, "test": 2_000}  # about 1.5 s on one core, most of it affine maps
@@ -37,7 +38,7 @@ def render(seed: int, split: str, n: int) -> tuple[NDArray[np.uint8], NDArray[np
     Raises:
         UserError: If Pillow was built without FreeType, which sets the digits.
     """
-    rng = np.random.Generator(np.random.PCG64([seed % 2**64, *split.encode()]))
+    rng = seeded_array(seed, split)
     labels = rng.permutation(np.arange(n) % 10)
     strokes = (rng.random(n) * _STROKES).astype(int)
     maps = _affine_maps(2 * rng.random((n, 6)) - 1)

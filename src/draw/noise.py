@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -12,3 +13,8 @@ def seeded(*key: int | str, device: torch.device | str = "cpu") -> torch.Generat
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def seeded_array(seed: int, words: str) -> np.random.Generator:
+    """The same for arrays, where data sets are made: NumPy's generator, the same bits on every machine."""
+    return np.random.Generator(np.random.PCG64([seed % 2**64, *words.encode()]))

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from draw.noise import seeded_array
 from draw.published import Arrays, Images, Labels
 
 SIDE = 60  # pixels
@@ -22,7 +23,7 @@ def compose(mnist: Arrays, seed: int) -> Arrays:
     """
     images, labels = {}, {}
     for split, digits in mnist.images.items():
-        rng = np.random.Generator(np.random.PCG64([seed % 2**64, *b"two digits", *split.encode()]))
+        rng = seeded_array(seed, "two digits" + split)
         pairs = rng.integers(len(digits), size=(len(digits), 2))
         corners = rng.integers(SIDE - _DIGIT + 1, size=(len(digits), 2, 2))  # of each digit: row and column
         images[split] = _added(digits, pairs, corners)
