@@ -18,12 +18,12 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from draw.attention import WindowHead, extract
 from draw.config import DataConfig, TrainConfig
 from draw.data import DataSet, batch_indices, load_data
 from draw.errors import UserError
+from draw.evaluation import spread
 from draw.model import LSTM, require_same_tensors, stack
 from draw.noise import seeded
 from draw.training import learning_rate
@@ -57,6 +58,11 @@ class Settings:
     weight_decay: float = 0.1
     fall_from: float = 0.3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("glimpses", "read_n", "size"):  # TrainConfig sees to the rest
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def clutter(
@@ -131,9 +137,8 @@ class Run:
 
     def __init__(self, settings: Settings, data: DataSet, out: Path) -> None:
         self.settings, self.data, self.out = settings, data, out
-        self.schedule = TrainConfig(
-            iterations=settings.iterations, learning_rate=settings.learning_rate, fall_from=settings.fall_from
-        )
+        shared = {f.name for f in fields(TrainConfig)} & asdict(settings).keys()
+        self.train = TrainConfig(**{name: getattr(settings, name) for name in shared})
         self.model = Classifier(settings)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         groups = [
@@ -164,7 +169,7 @@ class Run:
         losses.mean().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.schedule, self.step, 0.0)
+            group["lr"] = learning_rate(self.train, self.step, 0.0)
         self.optimizer.step()
         decay = min(0.999, (self.step + 1) / (self.step + 11))
         with torch.no_grad():
@@ -190,9 +195,12 @@ class Run:
 
     def load(self) -> None:
         """Go on from the state in the folder."""
-        with safe_open(self.out / STATE, "pt") as file:
-            about = file.metadata()
-            given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        try:
+            with safe_open(self.out / STATE, "pt") as file:
+                about = file.metadata()
+                given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.out / STATE} cannot be read: {error}") from error
         if json.loads(about["settings"]) != asdict(self.settings):
             raise UserError(f"{self.out} was begun with {about['settings']}: give the same, or another --out")
         own = self.tensors()
@@ -204,15 +212,15 @@ class Run:
 
     @torch.no_grad()
     def wrong(self, split: str, count: int, key: int) -> Float[Tensor, " n"]:
-        """1 for each of the split's digits that the averaged weights misname on one fresh page, else 0."""
+        """Of `count` digits spread over a split, 0 for all: 1 where the averaged weights misname its page, else 0."""
         digits, labels = self.data.images[split], self.data.labels[split]
-        index = torch.arange(min(count, len(digits))) * len(digits) // min(count, len(digits))
+        index = spread(len(digits), count)
         pages = (clutter(digits, part, seeded(split, key, int(part[0]))) for part in index.split(500))
         return (torch.cat([self.ema(x)[0][-1].argmax(1) for x in pages]) != labels[index]).float()
 
     def measure(self, draws: int) -> dict[str, float]:
         """The share of test digits misnamed, each on `draws` fresh pages; the standard error is over digits."""
-        wrong = torch.stack([self.wrong("test", len(self.data.images["test"]), draw) for draw in range(draws)]).mean(0)
+        wrong = torch.stack([self.wrong("test", 0, draw) for draw in range(draws)]).mean(0)
         return {
             "error_percent": 100 * wrong.mean().item(),
             "error_percent_se": 100 * wrong.std().item() / math.sqrt(len(wrong)),
@@ -224,20 +232,18 @@ class Run:
     def picture(self, pages: int = 5) -> None:
         """Where it looks: two rows for each page, the window of every glimpse and what is seen through it."""
         digits, n = self.data.images["test"], self.settings.read_n
-        x = clutter(digits, torch.arange(pages) * len(digits) // pages, seeded("picture"))
+        x = clutter(digits, spread(len(digits), pages), seeded("picture"))
         _, windows = self.ema(x)
-        rows = []
+        columns = []
         for window, boxes in zip(zip(*windows, strict=True), render.window_boxes(windows, n), strict=True):
             looks = render.cells(x, 2)
             for cell, box in zip(looks, boxes, strict=True):
                 render.outline(cell, box, 2, render.READ, thickest=1 / 40)
             r = extract(x, Window(*window), n)
             seen = nn.functional.interpolate(r / r.amax((1, 2, 3), keepdim=True), (SIDE, SIDE))
-            rows.append(
-                torch.stack([torch.from_numpy(looks), torch.from_numpy(render.cells(seen, 2))], 1).flatten(0, 1)
-            )
-        captions = [f"t = {t + 1}" for t in range(len(rows))]
-        sheet = render.arrange(render.by_row([row.numpy() for row in rows]), len(rows), captions=captions)
+            columns.append(render.by_row([looks, render.cells(seen, 2)]))
+        captions = [f"t = {t + 1}" for t in range(len(columns))]
+        sheet = render.arrange(render.by_row(columns), len(columns), captions=captions)
         render.save_png(sheet, self.out / "glimpses.png")
 
 
@@ -252,8 +258,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="fresh pages of each test digit")
     parser.add_argument("--measure", action="store_true", help="do not train")
     options = parser.parse_args()
-    settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
     try:
+        settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
         run = Run(settings, load_data(DataConfig(source="mnist"), options.data_dir), options.out)
         if not options.measure:
             train(run, 60 * options.minutes)
