@@ -1,15 +1,18 @@
-"""Which digit lies among fragments of others? DRAW's reader as a classifier (section 4.1, Table 2 and figure 4).
+"""Which digit lies among fragments of others? DRAW's reader as a classifier (section 4.1, Table 2 and figure 5).
 
     python examples/cluttered_mnist.py --out cluttered                       # 8 glimpses, and the test error
     python examples/cluttered_mnist.py --out cluttered-4 --glimpses 4
     python examples/cluttered_mnist.py --out cluttered --measure             # as far as training has come
 
-At each glimpse a recurrent network sees 12 x 12 numbers of an image of 100 x 100 pixels through a window that it has
-placed itself, and after the last glimpse it names the digit: no error image, no latents, no canvas. Everything but the
-classifier is the package's: the window and its filters (eqs. 19-27), the LSTM, the data, the schedule.
+At each glimpse a recurrent network sees 12 x 12 numbers of a page of 100 x 100 pixels, through a window that it has
+placed itself, and says which digit it takes it for; the last name counts. No error image, no latents, no canvas. The
+window and its filters (eqs. 19-27), the LSTM, the digits and the schedule are the package's. It runs on the CPU.
 
-OUT/state.safetensors is all that going on needs: call it again with the same arguments. Training ends with the error on
-the test digits, in OUT/measured.json, and a picture of where it looked, OUT/glimpses.png.
+One thing differs from the paper: in training the names of all glimpses are scored, not the last alone (`train_step`).
+
+OUT/state.safetensors is all that going on needs, and is saved every thousand steps: call it again with the same
+arguments. Training ends with the error on the test digits, in OUT/measured.json, and a picture of where it looked,
+OUT/glimpses.png.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from draw import render
 from draw.attention import WindowHead, extract
 from draw.config import DataConfig, TrainConfig
 from draw.data import DataSet, batch_indices, load_data
-from draw.errors import UserError
+from draw.errors import NonFiniteError, UserError
 from draw.evaluation import spread
 from draw.model import LSTM, require_same_tensors, stack
 from draw.noise import seeded
@@ -41,13 +44,14 @@ from draw.types import Window
 SIDE = 100  # pixels
 DISTRACTORS, CROP = 8, 8  # fragments of other digits: how many, and their side in pixels
 CLASSES = 10
-CLIP_NORM = 0.1  # of gradients of 10 and more: like the package's, it is in force at every step
+CLIP_NORM = 0.1  # far below what gradients have: like the package's, it is in force at every step
+EMA_DECAY = 0.999  # of the averaged weights, which are measured
 STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a run. The paper's: 4 or 8 glimpses, N = 12, an LSTM of 256 units (Table 3); the rest is ours."""
+    """What one may change. The paper's: 4 or 8 glimpses, N = 12, an LSTM of 256 units (Table 3); the rest is ours."""
 
     glimpses: int = 8
     read_n: int = 12
@@ -105,8 +109,7 @@ class Classifier(nn.Module):
         self.glimpses, self.n, size = settings.glimpses, settings.read_n, settings.size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            # Blunt at first, so that a digit's size tells it from fragments: chosen by measurement, 0.50 nats after
-            # 3,000 steps, and 2.17 with a sigma of half a stride (seed 0).
+            # Blunter than the windows of DRAW, so that a whole digit looks brighter than a fragment (docs/results.md).
             self.to_window = WindowHead(size, self.n, SIDE, SIDE, sigma=0.75, gamma=1)
             self.rnn = LSTM(self.n**2, size)
             self.to_logits = nn.Linear(size, CLASSES)
@@ -157,8 +160,11 @@ class Run:
     def train_step(self) -> tuple[float, float]:
         """One step of AdamW on fresh pages: their cross-entropy after the last glimpse, nats, and the share misnamed.
 
-        The name is asked for after every glimpse. Asked for after the last alone, gradients grow a thousandfold on
-        their way back through the windows, and training broke down after 1,500 and 3,000 steps (both of two runs).
+        The name is asked for after every glimpse. Asked for after the last alone, gradients grow on their way back
+        through the windows until training breaks down (docs/results.md).
+
+        Raises:
+            NonFiniteError: Before anything was updated, if a gradient is not finite.
         """
         seed, digits, labels = self.settings.seed, self.data.images["train"], self.data.labels["train"]
         index = batch_indices(len(digits), self.settings.batch_size, seed, self.step)
@@ -167,11 +173,14 @@ class Run:
         losses = nn.functional.cross_entropy(logits.mT, labels[index].expand(len(logits), -1), reduction="none").mean(1)
         self.optimizer.zero_grad()
         losses.mean().backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        if not nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM).isfinite():
+            raise NonFiniteError(
+                f"step {self.step}: the gradient is not finite; {self.out} keeps what was saved before"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.train, self.step, 0.0)
         self.optimizer.step()
-        decay = min(0.999, (self.step + 1) / (self.step + 11))
+        decay = min(EMA_DECAY, (self.step + 1) / (self.step + 11))
         with torch.no_grad():
             for average, weight in zip(self.ema.parameters(), self.model.parameters(), strict=True):
                 average.lerp_(weight, 1 - decay)
@@ -194,17 +203,25 @@ class Run:
         render.write_whole(self.out / STATE, lambda file: file.write(save(self.tensors(), about)))
 
     def load(self) -> None:
-        """Go on from the state in the folder."""
+        """Go on from the state in the folder.
+
+        Raises:
+            UserError: If it is damaged, or of other settings.
+        """
+        own, path = self.tensors(), self.out / STATE
         try:
-            with safe_open(self.out / STATE, "pt") as file:
-                about = file.metadata()
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
                 given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.out / STATE} cannot be read: {error}") from error
-        if json.loads(about["settings"]) != asdict(self.settings):
-            raise UserError(f"{self.out} was begun with {about['settings']}: give the same, or another --out")
-        own = self.tensors()
-        require_same_tensors(given, own)
+            raise UserError(f"{path} cannot be read: {error}") from error
+        settings = about.get("settings", "other settings")
+        if settings != json.dumps(asdict(self.settings)):
+            raise UserError(f"{self.out} was begun with {settings}: give the same, or another --out")
+        try:
+            require_same_tensors(given, own)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(given[name])
@@ -259,12 +276,21 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="do not train")
     options = parser.parse_args()
     try:
-        settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
-        run = Run(settings, load_data(DataConfig(source="mnist"), options.data_dir), options.out)
-        if not options.measure:
-            train(run, 60 * options.minutes)
-    except UserError as error:
+        run_all(options)
+    except (UserError, NonFiniteError) as error:
         parser.error(str(error))
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Train unless told not to; measure what is finished, or what there is if that was asked for."""
+    settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
+    if options.draws < 1:
+        raise UserError(f"draws must be at least 1, got {options.draws}")
+    if options.measure and not (options.out / STATE).exists():
+        raise UserError(f"{options.out} holds no {STATE} to measure")
+    run = Run(settings, load_data(DataConfig(source="mnist"), options.data_dir), options.out)
+    if not options.measure:
+        train(run, 60 * options.minutes)
     if options.measure or run.step >= settings.iterations:
         measured = {"step": run.step, "seconds": run.seconds} | run.measure(options.draws)
         text = json.dumps(asdict(settings) | measured)
@@ -274,7 +300,10 @@ def main() -> None:
 
 
 def train(run: Run, limit: float, every: int = 1000) -> None:
-    """Train for at most `limit` seconds; at every thousandth step a line, the validation error in it, and a save."""
+    """Train for at most `limit` seconds, with a save and a line every thousand steps.
+
+    The error in training is that of the weights as they change, the one in validation of the averaged ones.
+    """
     began, before = time.monotonic(), run.seconds
     sums, since = torch.zeros(2), run.step
     while run.step < run.settings.iterations and time.monotonic() - began < limit:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from draw.data import DataSet
-from draw.errors import UserError
+from draw.errors import NonFiniteError, UserError
 from draw.noise import seeded
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "cluttered_mnist.py"
@@ -136,6 +138,37 @@ def test_a_folder_of_another_run_is_left_alone(example, data, tmp_path):
     assert (tmp_path / example.STATE).read_bytes() == before
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(example, data, tmp_path):
+    run = example.Run(small(example), data, tmp_path)
+    with torch.no_grad():
+        run.model.to_logits.bias[0] = float("inf")
+    before = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    with pytest.raises(NonFiniteError, match="step 0: the gradient is not finite"):
+        run.train_step()
+    for name, tensor in before.items():
+        assert_close(run.tensors()[name], tensor, atol=0, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"junk"), "cannot be read"),
+        (lambda path: save_file({"a": torch.zeros(1)}, path), "was begun with other settings"),
+        (lambda path: save_file({"a": torch.zeros(1)}, path, metadata_of(path)), "is damaged: a is"),
+    ],
+)
+def test_a_spoilt_state_is_refused_in_one_line(example, data, tmp_path, spoil, message):
+    example.Run(small(example), data, tmp_path).save()
+    spoil(tmp_path / example.STATE)
+    with pytest.raises(UserError, match=message):
+        example.Run(small(example), data, tmp_path)
+
+
+def metadata_of(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
 def test_the_measured_error_counts_every_test_digit_once_a_draw(example, data, tmp_path):
     run = example.Run(small(example), data, tmp_path)
     with torch.no_grad():
@@ -158,6 +191,23 @@ def test_the_command_trains_measures_and_draws_on_real_digits(example, shared_da
     assert measured["digits"] == 10_000
     assert 80 < measured["error_percent"] < 97
     assert (tmp_path / "glimpses.png").stat().st_size > 1000
-    refused = subprocess.run([*command, "--glimpses", "3"], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "was begun with" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--measure",), "holds no state.safetensors to measure"),
+        (("--glimpses", "0"), "glimpses must be at least 1, got 0"),
+        (("--batch-size", "0"), "batch_size must be at least 1, got 0"),
+        (("--draws", "0"), "draws must be at least 1, got 0"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(example, shared_data, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(
+        sys, "argv", ["cluttered_mnist.py", "--out", str(tmp_path), "--data-dir", str(shared_data), *flags]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        example.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
