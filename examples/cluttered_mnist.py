@@ -237,7 +237,7 @@ class Run:
 
     def measure(self, draws: int) -> dict[str, float]:
         """The share of test digits misnamed, each on `draws` fresh pages; the standard error is over digits."""
-        wrong = torch.stack([self.wrong("test", 0, draw) for draw in range(draws)]).mean(0)
+        wrong = torch.stack([self.wrong("test", 0, draw) for draw in range(draws)]).double().mean(0)
         return {
             "error_percent": 100 * wrong.mean().item(),
             "error_percent_se": 100 * wrong.std().item() / math.sqrt(len(wrong)),
