@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from draw import deferred, native
+from draw import cuda, deferred, native
 from draw.config import SpeedConfig
 from draw.errors import UserError
 from draw.model import DRAW
@@ -54,6 +54,11 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
     if speed.compile == "off":
         return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
     if kind == "cuda":
+        if precision == torch.bfloat16 and cuda.supports(model):
+            try:
+                return cuda.unroll_for(model)
+            except UserError as error:
+                log.warning("draw: a launch for every operation, which takes about ten times as long: %s", error)
         return deferred.unroll_for(model, precision, compiled=_has_triton())
     if kind == "cpu" and native.supports(model):
         if speed.compile == "on" or _repays_compiling(model, images):

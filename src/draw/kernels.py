@@ -20,6 +20,8 @@ from draw.sources import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+CUDA_SOURCE = Path(__file__).with_name("glimpses.cu")
+CUDA_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC")
 OPTIONAL = ("-march=native", "-fopenmp")  # tried first; a compiler without them makes slower kernels
 
 
@@ -41,25 +43,41 @@ def find_compiler() -> str | None:
     )
 
 
-def _macros(sizes: Sizes) -> tuple[str, ...]:
+def find_cuda_compiler() -> str | None:
+    """nvcc: that of CUDA_HOME, else the one on the path, else where CUDA is put on Linux."""
+    home = os.environ.get("CUDA_HOME")
+    places = (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")
+    return next((path for place in places if place and (path := shutil.which(place))), None)
+
+
+class CudaSizes(NamedTuple):
+    """What the kernels of glimpses.cu are compiled for."""
+
+    height: int
+    width: int
+    read_n: int
+    write_n: int
+    hidden: int
+    z_size: int
+
+
+def _macros(sizes: Sizes | CudaSizes) -> tuple[str, ...]:
     return tuple(f"-D{name.upper()}={value}" for name, value in sizes._asdict().items())
 
 
-def _library(compiler: str, macros: tuple[str, ...]) -> Path:
-    """Where the compiled kernels of this source, these sizes, this compiler and this processor are kept."""
+def _processor() -> str:
     machine = platform.machine() + platform.processor()
     if sys.platform == "linux":  # what -march=native depends on
         flags = (
             line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
         )
         machine += next(flags, "")
-    key = "\n".join([compiler, *FLAGS, *OPTIONAL, *macros, machine]).encode() + SOURCE.read_bytes()
-    return cache_folder() / "kernels" / f"kernels-{hashlib.sha256(key).hexdigest()[:16]}.so"
+    return machine
 
 
 @functools.cache
 def load(sizes: Sizes) -> ctypes.CDLL:
-    """The kernels for a model's sizes, compiled now if need be.
+    """The CPU's kernels for a model's sizes, compiled now if need be.
 
     Raises:
         UserError: If there is no compiler, or it fails.
@@ -67,29 +85,53 @@ def load(sizes: Sizes) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise UserError("no C++ compiler (c++, g++ or clang++; CXX can name one)")
-    macros = _macros(sizes)
-    library = _library(compiler, macros)
+    commands = [[compiler, *FLAGS, *optional, *_macros(sizes)] for optional in (OPTIONAL, OPTIONAL[:1], ())]
+    return _loaded(SOURCE, commands, _processor())
+
+
+@functools.cache
+def load_cuda(sizes: CudaSizes, capability: tuple[int, int]) -> ctypes.CDLL:
+    """A CUDA device's kernels for a model's sizes, compiled now if need be: some six seconds.
+
+    Args:
+        capability: The device's compute capability.
+
+    Raises:
+        UserError: If there is no CUDA compiler, or it fails.
+    """
+    compiler = find_cuda_compiler()
+    if compiler is None:
+        raise UserError("no CUDA compiler (nvcc; CUDA_HOME can say where CUDA is)")
+    architecture = "-arch=sm_{}{}".format(*capability)
+    return _loaded(CUDA_SOURCE, [[compiler, *CUDA_FLAGS, architecture, *_macros(sizes)]])
+
+
+def _loaded(source: Path, commands: list[list[str]], machine: str = "") -> ctypes.CDLL:
+    """The library that the first command to succeed makes of a source, kept for all later processes."""
+    key = "\n".join([*(part for command in commands for part in command), machine]).encode() + source.read_bytes()
+    library = cache_folder() / "kernels" / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
-        _compile(compiler, macros, library)
+        _compile(source, commands, library)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise UserError(f"the compiled kernels cannot be loaded: {error}") from error
 
 
-def _compile(compiler: str, macros: tuple[str, ...], library: Path) -> None:
+def _compile(source: Path, commands: list[list[str]], library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"no place to keep the compiled kernels: {error}") from error
     failure = ""
-    for optional in (OPTIONAL, OPTIONAL[:1], ()):
+    for command in commands:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command = [compiler, *FLAGS, *optional, *macros, str(SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run([*command, str(source), "-o", str(made)], capture_output=True, text=True)
             if done.returncode == 0:
                 made.replace(library)  # whole or not at all, also with several processes
                 return
             failure = failure or done.stderr.strip()
-    raise UserError(f"{compiler} cannot compile the kernels: {failure.splitlines()[0] if failure else done.returncode}")
+    raise UserError(
+        f"{commands[0][0]} cannot compile the kernels: {failure.splitlines()[0] if failure else done.returncode}"
+    )

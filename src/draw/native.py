@@ -22,8 +22,8 @@ from draw.model import DRAW, LSTM
 from draw.types import Gaussian, Latent, State, Unroll
 
 
-def supports(model: DRAW) -> bool:
-    """Whether a model is made of the paper's own pieces, in float32 on the CPU, as the kernels assume."""
+def has_the_papers_pieces(model: DRAW) -> bool:
+    """Whether a model is made of the paper's own pieces, in float32, as the kernels assume."""
     pieces = (
         (model, (DRAW,)),
         (model.read, (AttentiveRead, FullRead)),
@@ -34,8 +34,13 @@ def supports(model: DRAW) -> bool:
         (model.likelihood, (Bernoulli,)),
     )
     return all(type(piece) in known for piece, known in pieces) and all(
-        weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in model.parameters()
+        weight.dtype == torch.float32 for weight in model.parameters()
     )
+
+
+def supports(model: DRAW) -> bool:
+    """Whether the kernels know a model: the paper's own pieces, on the CPU."""
+    return has_the_papers_pieces(model) and all(weight.device.type == "cpu" for weight in model.parameters())
 
 
 def sizes_of(model: DRAW) -> Sizes:
@@ -61,7 +66,7 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
         if x is None or not _as_expected(model, eps, x):
             return model.unroll(state, eps, x)
-        weights = _weights(model, x)
+        weights = weights_of(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
         *after, mu, log_sigma = Glimpses.apply(_Plan(model, precision, keep), x, eps, *state, *weights)
         q = Gaussian(mu, log_sigma)
@@ -79,7 +84,7 @@ def _as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
     )
 
 
-def _weights(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
+def weights_of(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
     """Weight and bias of the encoder's and decoder's gates, of [mu, log sigma], and of all heads that h_dec feeds.
 
     The last are the read window's, the write window's and the patch's, those that there are, in this order. The
@@ -113,7 +118,7 @@ class _Plan:
         self.keep = keep  # every glimpse's values, for the backward pass; otherwise two glimpses' at a time
         self.e, self.d, self.z = config.enc_size, config.dec_size, config.z_size
         self.image = config.image_shape
-        # Of what is read, what changes from glimpse to glimpse; see `_weights`.
+        # Of what is read, what changes from glimpse to glimpse; see `weights_of`.
         self.r = model.read.features - (math.prod(self.image) if isinstance(model.read, FullRead) else 0)
         self.raw = 5 if self.kernels.read_n else 0  # where the write head's outputs begin in those of all heads
 

@@ -168,8 +168,10 @@ class Trainer:
 
         self.optimizer.step()
         with torch.no_grad():
-            for average, weight in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(weight, 1 - self._decay)
+            averages = list(self.ema.parameters())
+            changes = torch._foreach_sub(list(self.model.parameters()), averages)
+            torch._foreach_mul_(changes, 1 - self._decay)
+            torch._foreach_add_(averages, changes)
             self._sums += values
 
     def finished(self, seconds: float) -> bool:

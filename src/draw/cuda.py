@@ -1,0 +1,204 @@
+"""The glimpses on a CUDA device in two launches, one forward and one backward, in bfloat16: see glimpses.cu.
+
+What `DRAW.unroll` computes, with the factors of the LSTMs' and the posterior's products rounded to bfloat16. All glimpses
+of a batch are one kernel, since a launch for every operation of a glimpse takes longer than the operation. Only the
+paper's own pieces with attention are known here, in the sizes that `supports` allows.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from draw.attention import AttentiveRead, AttentiveWrite
+from draw.distributions import rsample
+from draw.errors import UserError
+from draw.kernels import CudaSizes, load_cuda
+from draw.model import DRAW
+from draw.native import has_the_papers_pieces, weights_of
+from draw.types import Gaussian, Latent, State, Unroll
+
+IMAGES = 16  # of a cluster of thread blocks; a batch is filled up to a multiple
+Z_COLUMNS = 128  # of the latents in products
+BF16 = torch.bfloat16
+
+
+def supports(model: DRAW) -> bool:
+    """Whether the kernels know a model: the paper's pieces with attention, on grey images of at most 32 x 32 pixels."""
+    c = model.config
+    return (
+        has_the_papers_pieces(model)
+        and isinstance(model.read, AttentiveRead)
+        and isinstance(model.write, AttentiveWrite)
+        and (c.channels, c.enc_size) == (1, c.dec_size)
+        and c.enc_size in (128, 256)
+        and c.z_size <= Z_COLUMNS
+        and max(c.height, c.width) <= 32
+        and model.read.n <= 4
+        and model.write.patch_shape[-1] <= 8
+    )
+
+
+def sizes_of(model: DRAW) -> CudaSizes:
+    """What the kernels for a model are compiled for."""
+    c: Any = model.config
+    return CudaSizes(c.height, c.width, c.read_n, c.write_n, c.enc_size, c.z_size)
+
+
+def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
+    """The glimpses of a model that `supports` allows, by the kernels.
+
+    Args:
+        model: Its weights are read at each call.
+        library: The compiled kernels; by default those for the device that the model is on.
+
+    Raises:
+        UserError: If the kernels cannot be compiled, or the device has no clusters of 16 thread blocks.
+    """
+    device = model.canvas0.device
+    if library is None:
+        library = load_cuda(sizes_of(model), torch.cuda.get_device_capability(device))
+        if (clusters := library.draw_clusters(device.index or 0)) < 1:
+            why = f" ({_error(library, -clusters)})" if clusters else ""
+            raise UserError(f"this device runs no clusters of 16 thread blocks{why}")
+
+    def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
+        # Generation is left to the plain model: it has no encoder, and no training to repay.
+        if x is None:
+            return model.unroll(state, eps)
+        weights = weights_of(model, x)
+        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
+        *after, mu, log_sigma = Glimpses.apply(_Plan(model, library, keep), x, eps, *state, *weights)
+        q = Gaussian(mu, log_sigma)
+        p = Gaussian(*(value.expand(eps.shape) for value in model.prior(state.h_dec)))
+        return State(*after), Latent(rsample(q, eps), q, p)
+
+    return unroll
+
+
+class _Plan:
+    """What a pass over the glimpses needs to know of a model."""
+
+    def __init__(self, model: DRAW, library: ctypes.CDLL, keep: bool) -> None:
+        self.library = library
+        self.keep = keep  # every glimpse's values, for the backward pass; otherwise two glimpses' at a time
+        self.n, self.z = model.config.enc_size, model.config.z_size
+        self.r = model.read.features
+        self.image = model.config.image_shape
+
+    def weights(self, enc: Tensor, dec: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """In bfloat16, with columns of zeros where the kernels have more than the model: after r and after z."""
+        enc, dec, post = enc.to(BF16), dec.to(BF16), post.to(BF16)
+        r_more, z_more = _r_columns(self.r) - self.r, Z_COLUMNS - self.z
+        enc = torch.cat([pad(enc[:, : self.r], (0, r_more)), enc[:, self.r :]], dim=1)
+        dec = torch.cat([pad(dec[:, : self.z], (0, z_more)), dec[:, self.z :]], dim=1)
+        return enc, dec, pad(post.view(2, self.z, self.n), (0, 0, 0, z_more)).flatten(0, 1)
+
+
+class Glimpses(torch.autograd.Function):
+    """Eqs. 3-8, as `draw.native.Glimpses`: what is kept has the same names, lies glimpse by glimpse and is read there."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """From the first state and the weights to the last state, mu and log sigma (t, b, z)."""
+        state, (enc, enc_bias, dec, dec_bias, post, post_bias, head, head_bias) = tensors[:5], tensors[5:]
+        n, z, steps, count = plan.n, plan.z, eps.shape[0], eps.shape[1]
+        x, *state = (_filled(value.flatten(1)) for value in (x, *state))
+        eps, b = _filled(eps, 1), len(x)
+        w_enc, w_dec, w_q = plan.weights(enc, dec, post)
+        b_q = pad(post_bias.view(2, z), (0, Z_COLUMNS - z)).flatten()
+        rows = steps + 1 if plan.keep else 2
+        kept = {
+            "enc_in": x.new_empty(rows, b, w_enc.shape[1], dtype=BF16),
+            "dec_in": x.new_empty(rows, b, Z_COLUMNS, dtype=BF16),
+            "gates_enc": x.new_empty(rows, b, n, 4),
+            "gates_dec": x.new_empty(rows, b, n, 4),
+            "s_enc": x.new_empty(rows, b, n),
+            "s_dec": x.new_empty(rows, b, n),
+            "canvas": x.new_empty(rows, b, x.shape[1]),
+            "heads": x.new_empty(rows, b, len(head)),
+            "q": x.new_empty(steps, b, 2 * z),
+        }
+        h_enc, h_dec = x.new_empty(b, n), x.new_empty(b, n)
+        enc_bias = enc_bias[0].contiguous()  # a row for each image, all the same with attention
+        inputs = (x, eps, *state, w_enc, w_dec, w_q, enc_bias, dec_bias, b_q, head, head_bias)
+        _launch(plan.library, "forward", [*inputs, *kept.values(), h_enc, h_dec], steps, b, rows)
+        if plan.keep:
+            ctx.plan, ctx.count = plan, count
+            ctx.save_for_backward(x, eps, w_enc, w_dec, w_q, head, *kept.values())
+        last = steps % rows
+        s_enc, s_dec, canvas = (kept[name][last] for name in ("s_enc", "s_dec", "canvas"))
+        after = (h_enc, s_enc, h_dec, s_dec, canvas.view(b, *plan.image))
+        return *(value[:count].clone() for value in after), *(part[:, :count] for part in kept["q"].split(z, dim=-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Back through the glimpses with the gradients of states alone, then each weight's in one product."""
+        plan, count = ctx.plan, ctx.count
+        x, eps, w_enc, w_dec, w_q, head, enc_in, dec_in, gates_enc, gates_dec, s_enc, s_dec, canvas, heads, q = (
+            ctx.saved_tensors
+        )
+        n, z, r = plan.n, plan.z, plan.r
+        steps, b = q.shape[:2]
+        d_state = [_filled(grad.flatten(1)).clone() for grad in grads[:5]]
+        d_q = _filled(torch.cat(grads[5:], dim=-1), 1)
+        d_gates_enc = x.new_empty(steps, b, 4 * n, dtype=BF16)
+        d_gates_dec = x.new_empty(steps, b, 4 * n, dtype=BF16)
+        d_post = x.new_empty(steps, b, 2 * Z_COLUMNS, dtype=BF16)
+        d_heads = torch.empty_like(heads)
+        transposed = (weight.mT.contiguous() for weight in (w_enc, w_dec, w_q))
+        inputs = (x, eps, gates_enc, gates_dec, s_enc, s_dec, canvas, heads, q, *transposed, head, d_q)
+        _launch(plan.library, "backward", [*inputs, *d_state, d_gates_enc, d_gates_dec, d_post, d_heads], steps, b)
+
+        def product(d_out: Tensor, rows: Tensor) -> Tensor:
+            return (d_out.flatten(0, 1).mT @ rows.flatten(0, 1)).float()
+
+        def total(d_out: Tensor) -> Tensor:
+            return d_out.sum((0, 1), dtype=torch.float32)
+
+        h_dec = enc_in[:, :, -2 * n : -n]
+        d_enc = product(d_gates_enc, enc_in[:steps])
+        d_dec = [product(d_gates_dec, dec_in[:steps])[:, :z], product(d_gates_dec, h_dec[:steps])]
+        d_post_weight = product(d_post, enc_in[1:, :, -n:]).view(2, Z_COLUMNS, n)[:, :z].flatten(0, 1)
+        d_weights = (
+            torch.cat([d_enc[:, :r], d_enc[:, _r_columns(r) :]], dim=1),
+            pad(total(d_gates_enc)[None], (0, 0, 0, count - 1)),  # of the rows of the bias, which are all the same
+            torch.cat(d_dec, dim=1),
+            total(d_gates_dec),
+            d_post_weight,
+            total(d_post).view(2, Z_COLUMNS)[:, :z].flatten(),
+            product(d_heads.to(BF16), h_dec),
+            total(d_heads),
+        )
+        d_state[4] = d_state[4].view(b, *plan.image)
+        return None, None, None, *(grad[:count] for grad in d_state), *d_weights
+
+
+def _r_columns(r: int) -> int:
+    """Of what is read, in products."""
+    return -(-r // 16) * 16
+
+
+def _filled(value: Tensor, axis: int = 0) -> Tensor:
+    """With images of zeros up to a multiple of those of a cluster."""
+    more = -value.shape[axis] % IMAGES
+    return pad(value, (0, 0) * (value.ndim - 1 - axis) + (0, more)).contiguous() if more else value.contiguous()
+
+
+def _launch(library: ctypes.CDLL, which: str, tensors: list[Tensor], *sizes: int) -> None:
+    """Call one of the kernels with the places of its tensors, in the order of its struct, and its sizes."""
+    device = tensors[0].device
+    places = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    error = getattr(library, f"draw_{which}")(places, *sizes, device.index or 0, ctypes.c_void_p(stream))
+    if error:
+        raise RuntimeError(f"the {which} pass cannot be launched: {_error(library, error)}")
+
+
+def _error(library: ctypes.CDLL, code: int) -> str:
+    library.draw_error.restype = ctypes.c_char_p
+    return str(library.draw_error(code).decode())
