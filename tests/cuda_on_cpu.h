@@ -49,11 +49,14 @@ static inline bf16 to_bf16(float value) {  // to the nearest, ties to even
     return {uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
 
+static inline int min(int a, int b) { return a < b ? a : b; }
+
 static inline float fast_exp(float x) { return expf(x); }
+static inline float inverse(float x) { return 1 / x; }
 
 namespace emulation {
 
-enum State { running_or_ready, in_warp_operation, in_block_sync, in_cluster_wait, finished, states };
+enum State { running_or_ready, in_warp_operation, in_block_sync, in_cluster_wait, in_receive, finished, states };
 enum Operation { shuffle_operation, mma_operation };
 
 // What a lane hands to an operation of its warp, and gets back from it.
@@ -61,7 +64,7 @@ struct Slot { uint32_t a[4], b[2]; float c[4]; int lane_mask; };
 
 struct Warp {
     uint32_t ready = ~0u;             // the lanes that can go on, one bit each
-    uint32_t waiting_for_cluster = 0;
+    uint32_t waiting_for_cluster = 0, waiting_for_mail = 0;
     int arrived = 0;                  // lanes that have reached the current operation
     Operation operation{};
     int rank = 0;                     // of its block in the cluster
@@ -119,7 +122,7 @@ __attribute__((naked, noipa, no_stack_protector)) static void switch_stack(void*
     int count[states] = {};
     Fiber* first[states] = {};
     for (Fiber& f : fibers) if (!count[f.state]++) first[f.state] = &f;
-    static const char* names[] = {"", "in a warp operation", "in block_sync", "in cluster_wait", "finished"};
+    static const char* names[] = {"", "in a warp operation", "in block_sync", "in cluster_wait", "in receive", "finished"};
     fprintf(stderr, "cuda_on_cpu: deadlock in cluster %d, no thread can go on:\n", cluster);
     for (int s = in_warp_operation; s < states; s++)
         if (count[s]) fprintf(stderr, "  %d of %zu threads %s, first block rank %d thread %d\n", count[s],
@@ -336,4 +339,44 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b
     memcpy(slot.a, a, sizeof a), memcpy(slot.b, b, sizeof b), memcpy(slot.c, c, sizeof c);
     warp_collective(mma_operation, multiply_slots);
     memcpy(c, slot.c, sizeof c);
+}
+
+// A block's mail: bytes that other blocks send, complete once as many as expected are here.
+struct Mail {
+    int32_t missing;             // expected bytes less those that have come
+    uint16_t expected, number;   // whether any are expected now; mails completed
+};
+
+struct alignas(16) Chunk { uint32_t words[4]; };
+
+static inline void complete(Mail* mail, int rank) {
+    using namespace emulation;
+    if (!mail->expected || mail->missing) return;
+    mail->expected = 0, mail->number++;
+    for (int i = 0, n = threads / 32; i < n; i++) {
+        Warp& warp = warps[rank * n + i];
+        wake(warp, warp.waiting_for_mail);
+        warp.waiting_for_mail = 0;
+    }
+}
+
+static inline void expect(Mail* mail, int bytes, bool initial = false) {
+    if (initial) *mail = {};
+    if (mail->expected) emulation::fail("expect twice without mail in between");
+    mail->expected = 1, mail->missing += bytes;
+    complete(mail, cluster_rank());
+}
+
+static inline void send(const Chunk& value, void* to, Mail* mail, int rank) {
+    *of_rank((Chunk*)to, rank) = value;
+    Mail* there = of_rank(mail, rank);
+    there->missing -= sizeof value;
+    complete(there, rank);
+}
+
+static inline void receive(Mail* mail, int parity) {
+    while ((mail->number & 1) == parity) {
+        emulation::running->warp->waiting_for_mail |= 1u << emulation::running->lane;
+        emulation::wait_in(emulation::in_receive);
+    }
 }

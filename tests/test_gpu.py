@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from draw import cuda
 from draw.config import ModelConfig, SpeedConfig
 from draw.evaluation import evaluate
+from draw.kernels import find_cuda_compiler
 from draw.model import DRAW
 from draw.objective import losses
 from draw.packing import write_shards
@@ -30,6 +32,25 @@ def test_a_cuda_device_agrees_with_the_cpu(sizes):
     model = model.cuda()
     there = losses(x.cuda(), model(eps.cuda(), x.cuda()), model.likelihood).bound
     torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0) or not find_cuda_compiler(),
+    reason="no CUDA device with thread block clusters, or no nvcc",
+)
+def test_all_glimpses_in_one_kernel_are_those_of_the_plain_model():
+    model = DRAW(ModelConfig(steps=8), seed=1).cuda()
+    for b in (16, 23, 300):
+        eps, x = (value.cuda() for value in inputs(model, b))
+        found = []
+        for unroll in (model.unroll, cuda.unroll_for(model), cuda.unroll_for(model)):
+            model.zero_grad()
+            bound = losses(x, model(eps, x, unroll=unroll), model.likelihood).bound
+            bound.mean().backward()
+            found.append([bound.detach(), *(weight.grad.clone() for weight in model.parameters())])
+        for plain, fast, again in zip(*found, strict=True):
+            assert (fast - plain).norm() < 2e-2 * plain.norm()  # factors have 8 bits
+            assert torch.equal(fast, again)
 
 
 def test_training_and_measuring_run_on_the_device():

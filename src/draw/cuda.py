@@ -1,11 +1,12 @@
 """The glimpses on a CUDA device in two launches, one forward and one backward, in bfloat16: see glimpses.cu.
 
-What `DRAW.unroll` computes, with the factors of the LSTMs' and the posterior's products rounded to bfloat16. All glimpses
-of a batch are one kernel, since a launch for every operation of a glimpse takes longer than the operation. Only the
-paper's own pieces with attention are known here, in the sizes that `supports` allows.
+What `DRAW.unroll` computes, with the factors of the LSTMs' and the posterior's products rounded to bfloat16. All
+glimpses of a batch are one kernel, since a launch for every operation of a glimpse takes longer than the operation.
+Only the paper's own pieces with attention are known here, in the sizes that `supports` allows.
 """
 
 import ctypes
+import functools
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def supports(model: DRAW) -> bool:
         and isinstance(model.write, AttentiveWrite)
         and (c.channels, c.enc_size) == (1, c.dec_size)
         and c.enc_size in (128, 256)
-        and c.z_size <= Z_COLUMNS
+        and c.z_size < Z_COLUMNS
         and max(c.height, c.width) <= 32
         and model.read.n <= 4
         and model.write.patch_shape[-1] <= 8
@@ -89,26 +90,26 @@ class _Plan:
         self.r = model.read.features
         self.image = model.config.image_shape
 
-    def weights(self, enc: Tensor, dec: Tensor, post: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In bfloat16, with columns of zeros where the kernels have more than the model: after r and after z."""
-        enc, dec, post = enc.to(BF16), dec.to(BF16), post.to(BF16)
-        r_more, z_more = _r_columns(self.r) - self.r, Z_COLUMNS - self.z
-        enc = torch.cat([pad(enc[:, : self.r], (0, r_more)), enc[:, self.r :]], dim=1)
-        dec = torch.cat([pad(dec[:, : self.z], (0, z_more)), dec[:, self.z :]], dim=1)
-        return enc, dec, pad(post.view(2, self.z, self.n), (0, 0, 0, z_more)).flatten(0, 1)
+    def prepared(self, *weights: Tensor) -> list[Tensor]:
+        """The encoder's, decoder's and posterior's weights in bfloat16 and in the kernels' columns, then transposed."""
+        n, new = self.n, functools.partial(weights[0].new_empty, dtype=BF16)
+        shapes = ((4 * n, _r_columns(self.r) + 2 * n), (4 * n, Z_COLUMNS + n), (2 * Z_COLUMNS, n))
+        made = [*(new(shape) for shape in shapes), *(new(shape[::-1]) for shape in shapes)]
+        _launch(self.library, "prepare", [*(weight.contiguous() for weight in weights), *made])
+        return made
 
 
 class Glimpses(torch.autograd.Function):
-    """Eqs. 3-8, as `draw.native.Glimpses`: what is kept has the same names, lies glimpse by glimpse and is read there."""
+    """Eqs. 3-8, as `draw.native.Glimpses`: what is kept has the same names and lies glimpse by glimpse."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """From the first state and the weights to the last state, mu and log sigma (t, b, z)."""
-        state, (enc, enc_bias, dec, dec_bias, post, post_bias, head, head_bias) = tensors[:5], tensors[5:]
+        enc, enc_bias, dec, dec_bias, post, post_bias, head, head_bias = tensors[5:]
         n, z, steps, count = plan.n, plan.z, eps.shape[0], eps.shape[1]
-        x, *state = (_filled(value.flatten(1)) for value in (x, *state))
+        x, *state = (_filled(value.flatten(1)) for value in (x, *tensors[:5]))
         eps, b = _filled(eps, 1), len(x)
-        w_enc, w_dec, w_q = plan.weights(enc, dec, post)
+        w_enc, w_dec, w_q, *transposed = plan.prepared(enc, dec, post)
         b_q = pad(post_bias.view(2, z), (0, Z_COLUMNS - z)).flatten()
         rows = steps + 1 if plan.keep else 2
         kept = {
@@ -128,18 +129,18 @@ class Glimpses(torch.autograd.Function):
         _launch(plan.library, "forward", [*inputs, *kept.values(), h_enc, h_dec], steps, b, rows)
         if plan.keep:
             ctx.plan, ctx.count = plan, count
-            ctx.save_for_backward(x, eps, w_enc, w_dec, w_q, head, *kept.values())
+            ctx.save_for_backward(x, eps, head, *transposed, *kept.values())
         last = steps % rows
         s_enc, s_dec, canvas = (kept[name][last] for name in ("s_enc", "s_dec", "canvas"))
         after = (h_enc, s_enc, h_dec, s_dec, canvas.view(b, *plan.image))
-        return *(value[:count].clone() for value in after), *(part[:, :count] for part in kept["q"].split(z, dim=-1))
+        return *(value[:count] for value in after), *(part[:, :count] for part in kept["q"].split(z, dim=-1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Back through the glimpses with the gradients of states alone, then each weight's in one product."""
         plan, count = ctx.plan, ctx.count
-        x, eps, w_enc, w_dec, w_q, head, enc_in, dec_in, gates_enc, gates_dec, s_enc, s_dec, canvas, heads, q = (
+        x, eps, head, *transposed, enc_in, dec_in, gates_enc, gates_dec, s_enc, s_dec, canvas, heads, q = (
             ctx.saved_tensors
         )
         n, z, r = plan.n, plan.z, plan.r
@@ -149,38 +150,37 @@ class Glimpses(torch.autograd.Function):
         d_gates_enc = x.new_empty(steps, b, 4 * n, dtype=BF16)
         d_gates_dec = x.new_empty(steps, b, 4 * n, dtype=BF16)
         d_post = x.new_empty(steps, b, 2 * Z_COLUMNS, dtype=BF16)
-        d_heads = torch.empty_like(heads)
-        transposed = (weight.mT.contiguous() for weight in (w_enc, w_dec, w_q))
+        d_heads = x.new_empty(steps + 1, b, -(-len(head) // 8) * 8, dtype=BF16)
         inputs = (x, eps, gates_enc, gates_dec, s_enc, s_dec, canvas, heads, q, *transposed, head, d_q)
         _launch(plan.library, "backward", [*inputs, *d_state, d_gates_enc, d_gates_dec, d_post, d_heads], steps, b)
 
         def product(d_out: Tensor, rows: Tensor) -> Tensor:
-            return (d_out.flatten(0, 1).mT @ rows.flatten(0, 1)).float()
+            factors = d_out.flatten(0, 1).mT, rows.flatten(0, 1)
+            return torch.mm(*factors, out_dtype=torch.float32) if x.is_cuda else (factors[0] @ factors[1]).float()
 
-        def total(d_out: Tensor) -> Tensor:
-            return d_out.sum((0, 1), dtype=torch.float32)
-
-        h_dec = enc_in[:, :, -2 * n : -n]
+        # The column before h_dec, and the last one beside z, are ones: what they get is the gradient of the bias.
+        h, one = _r_columns(r), _r_columns(r) - 1
         d_enc = product(d_gates_enc, enc_in[:steps])
-        d_dec = [product(d_gates_dec, dec_in[:steps])[:, :z], product(d_gates_dec, h_dec[:steps])]
-        d_post_weight = product(d_post, enc_in[1:, :, -n:]).view(2, Z_COLUMNS, n)[:, :z].flatten(0, 1)
+        d_dec_z, d_dec_h = product(d_gates_dec, dec_in[:steps]), product(d_gates_dec, enc_in[:steps, :, h : h + n])
+        d_q_rows = product(d_post, enc_in[1:]).view(2, Z_COLUMNS, -1)[:, :z].flatten(0, 1)
+        d_head = product(d_heads, enc_in)[: len(head)]
         d_weights = (
-            torch.cat([d_enc[:, :r], d_enc[:, _r_columns(r) :]], dim=1),
-            pad(total(d_gates_enc)[None], (0, 0, 0, count - 1)),  # of the rows of the bias, which are all the same
-            torch.cat(d_dec, dim=1),
-            total(d_gates_dec),
-            d_post_weight,
-            total(d_post).view(2, Z_COLUMNS)[:, :z].flatten(),
-            product(d_heads.to(BF16), h_dec),
-            total(d_heads),
+            torch.cat([d_enc[:, :r], d_enc[:, h:]], dim=1),
+            pad(d_enc[None, :, one], (0, 0, 0, count - 1)),  # of the rows of the bias, which are all the same
+            torch.cat([d_dec_z[:, :z], d_dec_h], dim=1),
+            d_dec_z[:, -1],
+            d_q_rows[:, h + n :],
+            d_q_rows[:, one],
+            d_head[:, h : h + n],
+            d_head[:, one],
         )
         d_state[4] = d_state[4].view(b, *plan.image)
         return None, None, None, *(grad[:count] for grad in d_state), *d_weights
 
 
 def _r_columns(r: int) -> int:
-    """Of what is read, in products."""
-    return -(-r // 16) * 16
+    """Of what is read, in products, and at least one more."""
+    return (r // 16 + 1) * 16
 
 
 def _filled(value: Tensor, axis: int = 0) -> Tensor:

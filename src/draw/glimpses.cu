@@ -21,12 +21,15 @@
 
 namespace {
 
+struct alignas(16) Chunk { uint32_t words[4]; };
+using Mail = uint64_t;
 using bf16 = __nv_bfloat16;
 extern __shared__ __align__(16) char block_memory[];
 
 __device__ __forceinline__ bf16 to_bf16(float v) { return __float2bfloat16_rn(v); }
 __device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); }
 __device__ __forceinline__ float fast_exp(float v) { return __expf(v); }
+__device__ __forceinline__ float inverse(float v) { return __fdividef(1.0f, v); }
 __device__ __forceinline__ char* shared_memory() { return block_memory; }
 __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
@@ -39,11 +42,35 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
-template <class T>
-__device__ __forceinline__ T* of_rank(T* own, int rank) {  // where another block of the cluster has what is own here
-  uint64_t there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(own)), "r"(rank));
-  return reinterpret_cast<T*>(there);
+__device__ __forceinline__ uint32_t shared_address(const void* own) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(own));
+}
+
+// A block's mail is complete once its expected bytes are here; then the next may be expected. Initial: the first one.
+__device__ __forceinline__ void expect(Mail* mail, int bytes, bool initial = false) {
+  if (initial) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(mail)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(mail)), "r"(bytes) : "memory");
+}
+
+// Waits for the mail of this parity of its number.
+__device__ __forceinline__ void receive(Mail* mail, int parity) {
+  asm volatile(
+      "{\n.reg .pred here;\n"
+      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 here, [%0], %1;\n"
+      "@!here bra again;\n}" ::"r"(shared_address(mail)), "r"(parity) : "memory");
+}
+
+// Puts 16 bytes where another block of the cluster has what is `to` here, and counts them as its mail.
+__device__ __forceinline__ void send(const Chunk& value, void* to, Mail* mail, int rank) {
+  uint32_t there, its_mail;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(its_mail) : "r"(shared_address(mail)), "r"(rank));
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there),
+               "r"(value.words[0]), "r"(value.words[1]), "r"(value.words[2]), "r"(value.words[3]), "r"(its_mail)
+               : "memory");
 }
 
 // c (16, 8) += a (16, 16) b (16, 8), over the lanes of a warp as the PTX manual lays out m16n8k16.
@@ -66,18 +93,27 @@ namespace {
 constexpr int IMAGES = 16, RANKS = 16, THREADS = 256, WARPS = 8, LANES = 32;
 constexpr int h = HEIGHT, w = WIDTH, pixels = h * w, n_read = READ_N, n_write = WRITE_N;
 constexpr int N = HIDDEN, U = N / RANKS;               // units of an LSTM, and those that a block makes
-constexpr int Z = Z_SIZE, ZU = 8, KZ = ZU * RANKS;     // latents, those that a block makes, and their columns
-constexpr int R = 2 * n_read * n_read, KR = (R + 15) / 16 * 16;  // what is read, and its columns
+constexpr int Z = Z_SIZE, ZU = 8, KZ = ZU * RANKS;     // latents, those that a block makes, and columns as R's
+constexpr int R = 2 * n_read * n_read, KR = (R / 16 + 1) * 16;  // what is read, and its columns, the last one of ones
 constexpr int KE = KR + N + N;                         // columns of enc_in: [r, h_dec, h_enc]
 constexpr int HEADS = 5 + 5 + n_write * n_write;       // [read window, write window, patch]
+constexpr int KH = (HEADS + 7) / 8 * 8;                // columns of d_heads
 constexpr int FILTERS = 2 * n_read + 2 * n_write;      // rows of F: read X, read Y, write X, write Y
 constexpr int SIDE = h > w ? h : w;
+constexpr int LINE = w | 1;                            // floats of a line of pixels, so that columns lie in different banks
+constexpr int PIXELS = (pixels + 255) / 256;           // of a thread, the last one perhaps beyond the image
 constexpr int PAD = 8;  // elements after a row of bfloat16, so that its fragments lie in different banks
-static_assert(N % 128 == 0 && N <= 256 && Z <= KZ && IMAGES * U <= THREADS);
+static_assert(N % 128 == 0 && N <= 256 && Z < KZ && IMAGES * U <= THREADS);
 
-struct alignas(16) Chunk { uint32_t words[4]; };
-struct alignas(16) Gates { float i, f, g, o; };
+struct alignas(16) Four { float i, f, g, o; };  // of an LSTM's gates, or just four floats
+using Gates = Four;
 struct alignas(8) Pair { float first, second; };
+
+struct Prepare {
+  const float *enc, *dec, *post;                        // the model's weights: (4N, R + 2N), (4N, Z + N), (2Z, N)
+  bf16 *w_enc, *w_dec, *w_q, *w_enc_t, *w_dec_t, *w_q_t;  // the kernels', and transposed: see below
+  int32_t blocks;
+};
 
 struct Forward {
   const float *x, *eps;                                      // (b, pixels), (t, b, z)
@@ -98,13 +134,12 @@ struct Backward {
   const bf16 *w_enc_t, *w_dec_t, *w_q_t;               // transposed: (KE, 4N), (KZ + N, 4N), (N, 2 KZ)
   const float *w_heads, *d_q;                          // (HEADS, N), (t, b, 2z)
   float *d_h_enc, *d_s_enc, *d_h_dec, *d_s_dec, *d_canvas;  // of the last state; become those of the first
-  bf16 *d_gates_enc, *d_gates_dec, *d_post;            // (t, b, 4N), (t, b, 4N), (t, b, 2 KZ)
-  float* d_heads;                                      // (t + 1, b, HEADS)
+  bf16 *d_gates_enc, *d_gates_dec, *d_post, *d_heads;  // (t, b, 4N), (t, b, 4N), (t, b, 2 KZ), (t + 1, b, KH)
   int32_t steps, images;
 };
 
-__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + fast_exp(-v)); }
-__device__ __forceinline__ float tanh_(float v) { return 1.0f - 2.0f / (fast_exp(2.0f * v) + 1.0f); }
+__device__ __forceinline__ float sigmoid(float v) { return inverse(1.0f + fast_exp(-v)); }
+__device__ __forceinline__ float tanh_(float v) { return 1.0f - 2.0f * inverse(fast_exp(2.0f * v) + 1.0f); }
 
 __device__ __forceinline__ float sum_of_lanes(float v) {
 #pragma unroll
@@ -191,75 +226,131 @@ struct Filter {  // one row of F, by its index: which window, axis and position 
 constexpr int READ_X = 0, READ_Y = n_read, WRITE_X = 2 * n_read, WRITE_Y = 2 * n_read + n_write;
 typedef float Filters[FILTERS][SIDE];
 
-// Eqs. 25-26, all rows. A row belongs to a warp.
-__device__ __forceinline__ void make_filters(const float* heads, Filters& F, int warp, int lane) {
-  for (int row = warp; row < FILTERS; row += WARPS) {
+// A row belongs to 16 lanes; lanes without a row do the last one once more.
+constexpr int ROW_LANES = 16, ROWS = THREADS / ROW_LANES;
+__device__ __forceinline__ float sum_of_row(float v) {
+#pragma unroll
+  for (int mask = ROW_LANES / 2; mask; mask /= 2) v += shuffle_xor(v, mask);
+  return v;
+}
+
+// Eqs. 25-26.
+__device__ __forceinline__ void make_filters(const float* heads, Filters& F, int thread) {
+#pragma unroll
+  for (int first = 0; first < FILTERS; first += ROWS) {
+    const int row = min(first + thread / ROW_LANES, FILTERS - 1);
     const Filter filter(row);
     const Window at(heads + (filter.write ? 5 : 0), filter.n);
     const float mu = filter.mu(at), a0 = filter.nearest_pixel(mu), scale = -0.5f / at.sigma2;
-    float sum = 0;
-    for (int a = lane; a < filter.size; a += LANES) sum += F[row][a] = expf((a - a0) * (a + a0 - 2 * mu) * scale);
-    sum = sum_of_lanes(sum);
-    for (int a = lane; a < filter.size; a += LANES) F[row][a] /= sum;
+    float f[(SIDE + ROW_LANES - 1) / ROW_LANES], sum = 0;
+#pragma unroll
+    for (int i = 0; i * ROW_LANES < SIDE; ++i) {
+      const int a = i * ROW_LANES + thread % ROW_LANES;
+      sum += f[i] = a < filter.size ? expf((a - a0) * (a + a0 - 2 * mu) * scale) : 0.0f;
+    }
+    sum = 1 / sum_of_row(sum);
+#pragma unroll
+    for (int i = 0; i * ROW_LANES < SIDE; ++i)
+      if (const int a = i * ROW_LANES + thread % ROW_LANES; a < filter.size) F[row][a] = f[i] * sum;
   }
 }
 
-// From a row's gradient dF(a) to those of its mu and log sigma^2, and sum_a F dF.
-struct RowGrad { float mu, log_sigma2, product; };
+typedef float RawGradients[FILTERS][5];  // what each row gives to the raw values of its window, up to a common factor
+
+// From the gradients dF(row, a) of some rows to what they give to their window's raw values.
 template <class D>
-__device__ __forceinline__ RowGrad filter_backward(const float* heads, const Filters& F, int row, int lane, D dF) {
-  const Filter filter(row);
-  const Window at(heads + (filter.write ? 5 : 0), filter.n);
-  const float mu = filter.mu(at), a0 = filter.nearest_pixel(mu);
-  float product = 0, mean = 0, mean2 = 0, moment = 0, moment2 = 0;
-  for (int a = lane; a < filter.size; a += LANES) {
-    const float f = F[row][a], fd = f * dF(a), far = a - a0, square = (a - a0) * (a + a0 - 2 * mu);
-    product += fd, mean += f * far, mean2 += f * square, moment += fd * far, moment2 += fd * square;
+__device__ __forceinline__ void filters_backward(
+    const float* heads, const Filters& F, int begin, int end, RawGradients& given, int thread, D dF) {
+  for (int first = begin; first < end; first += ROWS) {
+    const int row = min(first + thread / ROW_LANES, end - 1), lane = thread % ROW_LANES;
+    const Filter filter(row);
+    const Window at(heads + (filter.write ? 5 : 0), filter.n);
+    const float mu = filter.mu(at), a0 = filter.nearest_pixel(mu);
+    float product = 0, mean = 0, mean2 = 0, moment = 0, moment2 = 0;
+#pragma unroll
+    for (int i = 0; i * ROW_LANES < SIDE; ++i)
+      if (const int a = i * ROW_LANES + lane; a < filter.size) {
+        const float f = F[row][a], fd = f * dF(row, a), far = a - a0, square = (a - a0) * (a + a0 - 2 * mu);
+        product += fd, mean += f * far, mean2 += f * square, moment += fd * far, moment2 += fd * square;
+      }
+    product = sum_of_row(product), mean = sum_of_row(mean), mean2 = sum_of_row(mean2);
+    moment = sum_of_row(moment), moment2 = sum_of_row(moment2);
+    const float d_mu = (moment - product * mean) / at.sigma2;
+    const float d_log_sigma2 = (moment2 - product * mean2) * 0.5f / at.sigma2;
+    const float d_log_delta = (filter.i - (filter.n - 1) / 2.0f) * at.delta * d_mu;
+    if (lane == 0) given[row][0] = filter.vertical ? 0.0f : (w + 1) / 2.0f * d_mu;
+    if (lane == 1) given[row][1] = filter.vertical ? (h + 1) / 2.0f * d_mu : 0.0f;
+    if (lane == 2) given[row][2] = d_log_sigma2;
+    if (lane == 3) given[row][3] = d_log_delta;
+    if (lane == 4) given[row][4] = filter.vertical ? 0.0f : filter.write ? -product : product;
   }
-  product = sum_of_lanes(product), mean = sum_of_lanes(mean), mean2 = sum_of_lanes(mean2);
-  moment = sum_of_lanes(moment), moment2 = sum_of_lanes(moment2);
-  return {(moment - product * mean) / at.sigma2, (moment2 - product * mean2) * 0.5f / at.sigma2, product};
 }
 
-// From the gradients of a window's rows to that of one of its five raw values; sign: of gamma, +1 read, -1 write.
-__device__ __forceinline__ float raw_gradient(const float* raw, const RowGrad* rows, int n, int which, float sign) {
-  float sum = 0;
-  for (int row = 0; row < 2 * n; ++row) {
-    const bool vertical = row >= n;
-    if (which == 0 && !vertical) sum += rows[row].mu;
-    if (which == 1 && vertical) sum += rows[row].mu;
-    if (which == 2) sum += rows[row].log_sigma2;
-    if (which == 3) sum += (row % n - (n - 1) / 2.0f) * rows[row].mu;
-    if (which == 4 && !vertical) sum += sign * rows[row].product;
+// --- The weights as the kernels want them: bfloat16, columns of zeros after r and z, and transposed ------------------
+
+// W[row, column] of the model, for the kernels' row and column; a thread does eight rows of a column.
+template <class From>
+__device__ __forceinline__ void prepare_matrix(bf16* to, bf16* transposed, int rows, int columns, int thread, int threads, From from) {
+  for (int i = thread; i < rows / 8 * columns; i += threads) {
+    const int row = i / columns * 8, column = i % columns;
+    union { bf16 values[8]; Chunk chunk; } eight;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      eight.values[j] = to_bf16(from(row + j, column));
+      to[static_cast<size_t>(row + j) * columns + column] = eight.values[j];
+    }
+    *reinterpret_cast<Chunk*>(transposed + static_cast<size_t>(column) * rows + row) = eight.chunk;
   }
-  if (which == 0) return (w + 1) / 2.0f * sum;
-  if (which == 1) return (h + 1) / 2.0f * sum;
-  return which == 3 ? Window(raw, n).delta * sum : sum;
+}
+
+__global__ void __launch_bounds__(THREADS) prepare(const Prepare p) {
+  const int thread = blockIdx.x * THREADS + threadIdx.x, threads = p.blocks * THREADS;
+  prepare_matrix(p.w_enc, p.w_enc_t, 4 * N, KE, thread, threads, [&](int row, int column) {
+    const int of = column < R ? column : column - (KR - R);
+    return column < R || column >= KR ? p.enc[row * (R + 2 * N) + of] : 0.0f;
+  });
+  prepare_matrix(p.w_dec, p.w_dec_t, 4 * N, KZ + N, thread, threads, [&](int row, int column) {
+    const int of = column < Z ? column : column - (KZ - Z);
+    return column < Z || column >= KZ ? p.dec[row * (Z + N) + of] : 0.0f;
+  });
+  prepare_matrix(p.w_q, p.w_q_t, 2 * KZ, N, thread, threads, [&](int row, int column) {
+    return row % KZ < Z ? p.post[(row / KZ * Z + row % KZ) * N + column] : 0.0f;
+  });
 }
 
 // --- Forward -------------------------------------------------------------------------------------------------------
 
 struct ForwardMemory {
-  bf16 h_enc[2][IMAGES][N + PAD], h_dec[2][IMAGES][N + PAD];  // of this glimpse and the one before
+  alignas(16) bf16 h_enc[2][IMAGES][N + PAD], h_dec[2][IMAGES][N + PAD];  // of this glimpse and the one before
   bf16 r[IMAGES][KR + PAD], z[IMAGES][KZ + PAD];
-  bf16 made[IMAGES][U];       // what this block has made, before it goes to all
+  bf16 made[IMAGES][U], made_r[KR];  // what this block has made, before it goes to all
+  Mail r_mail, h_enc_mail, z_mail, h_dec_mail;
   float sums[WARPS * IMAGES * 40];  // (4, IMAGES, 4U + 8) for the LSTMs, (8, IMAGES, 24) for q
-  float w_heads[HEADS][N], head[HEADS];
+  float w_heads[HEADS][N], b_heads[HEADS], head[HEADS];
   float images[2][pixels], canvas[pixels];  // x and x_hat
   float stroke[n_write][w], seen[2][n_read][w];
   Filters F;
 };
 static_assert(4 * (4 * U + 8) <= WARPS * 40);
 
-// What all images of the cluster got from this block, `made`, to every block's rows `to`, and to global memory.
-template <int WIDE>
-__device__ __forceinline__ void give(const bf16 (*made)[WIDE], bf16* to, int stride, bf16* global, size_t apart, int thread) {
-  constexpr int chunks = WIDE * 2 / 16;
-  for (int k = thread; k < IMAGES * chunks * (RANKS + 1); k += THREADS) {
-    const int image = k / chunks % IMAGES, part = k % chunks, rank = k / (IMAGES * chunks);
-    const Chunk value = reinterpret_cast<const Chunk*>(made[image])[part];
-    bf16* there = rank < RANKS ? of_rank(to + image * stride, rank) : global + image * apart;
-    reinterpret_cast<Chunk*>(there)[part] = value;
+// The rows that a block has made for the images of its cluster, in pieces of WIDE, to `to` of every block and to
+// `global`; rows are `stride` and `apart` elements from each other, pieces `step`.
+template <int WIDE, int PIECES = 1>
+__device__ __forceinline__ void give(
+    const bf16 (*made)[WIDE * PIECES], bf16* to, int stride, Mail* mail, bf16* global, size_t apart, int step, int rank,
+    int thread) {
+  constexpr int chunks = WIDE / 8, items = IMAGES * PIECES * chunks;
+  for (int item = thread % LANES; item < items; item += LANES) {
+    const int part = item % chunks, piece = item / chunks % PIECES, image = item / (chunks * PIECES);
+    const Chunk value = reinterpret_cast<const Chunk*>(made[image])[item % (chunks * PIECES)];
+    bf16* own = to + image * stride + piece * step + part * 8;
+#pragma unroll
+    for (int other = thread / LANES; other < RANKS; other += WARPS) send(value, own, mail, (rank + other) % RANKS);
+  }
+  for (int item = thread; item < items; item += THREADS) {
+    const int part = item % chunks, piece = item / chunks % PIECES, image = item / (chunks * PIECES);
+    reinterpret_cast<Chunk*>(global + image * apart + piece * step)[part] =
+        reinterpret_cast<const Chunk*>(made[image])[item % (chunks * PIECES)];
   }
 }
 
@@ -313,11 +404,18 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
   }
   for (int i = thread; i < IMAGES * (KR + PAD); i += THREADS) m.r[i / (KR + PAD)][i % (KR + PAD)] = to_bf16(0);
   for (int i = thread; i < HEADS * N; i += THREADS) m.w_heads[i / N][i % N] = p.w_heads[i];
+  for (int i = thread; i < HEADS; i += THREADS) m.b_heads[i] = p.b_heads[i];
   for (int i = thread; i < pixels; i += THREADS) {
     const size_t from = static_cast<size_t>(own) * pixels + i;
     m.images[0][i] = p.x[from];
     p.canvas[from] = m.canvas[i] = p.canvas0[from];
   }
+  constexpr int R_BYTES = RANKS * ((R + 7) / 8) * 16, H_BYTES = IMAGES * N * 2, Z_BYTES = IMAGES * KZ * 2;
+  if (thread == 0) {
+    expect(&m.r_mail, R_BYTES, true), expect(&m.z_mail, Z_BYTES, true);
+    expect(&m.h_enc_mail, H_BYTES, true), expect(&m.h_dec_mail, H_BYTES, true);
+  }
+  if (thread < KR) m.made_r[thread] = to_bf16(0);
   cluster_arrive();
   cluster_wait();
 
@@ -336,12 +434,10 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
     for (int j = 0; j < MOST; ++j) dots[j] = sum_of_lanes(dots[j]);
 #pragma unroll
     for (int j = 0; j < MOST; ++j)
-      if (const int output = j * WARPS + warp; lane == 0 && output < HEADS) {
-        m.head[output] = dots[j] += p.b_heads[output];
-        p.heads[(row(t) + own) * HEADS + output] = dots[j];
-      }
+      if (const int output = j * WARPS + warp; lane == 0 && output < HEADS) m.head[output] = dots[j] + m.b_heads[output];
     block_sync();
-    make_filters(m.head, m.F, warp, lane);
+    for (int i = thread; i < HEADS; i += THREADS) p.heads[(row(t) + own) * HEADS + i] = m.head[i];
+    make_filters(m.head, m.F, thread);
     block_sync();
     if (t > 0) {  // 28, 29
       for (int i = thread; i < n_write * w; i += THREADS) {
@@ -352,7 +448,10 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
       block_sync();
     }
     const float over_gamma = expf(-m.head[5 + 4]);
-    for (int i = thread; i < pixels; i += THREADS) {
+#pragma unroll
+    for (int k = 0; k < PIXELS; ++k) {
+      const int i = k * THREADS + thread;
+      if (i >= pixels) break;
       float canvas = m.canvas[i];
       if (t > 0) {
         float stroke = 0;
@@ -363,6 +462,7 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
       m.images[1][i] = m.images[0][i] - sigmoid(canvas);  // 3
     }
     block_sync();
+    if (thread == 0) p.enc_in[(row(t) + own) * KE + KR - 1] = to_bf16(1);  // the bias' input, for its gradient
     if (t == p.steps) return;
     for (int i = thread; i < 2 * n_read * w; i += THREADS) {
       const int kind = i / (n_read * w), j = i / w % n_read, column = i % w;
@@ -377,9 +477,11 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
       float sum = 0;
       for (int a = lane; a < w; a += LANES) sum += m.seen[kind][y][a] * m.F[READ_X + x][a];
       const bf16 value = to_bf16(gamma * sum_of_lanes(sum));
-      if (lane < RANKS) *of_rank(&m.r[rank][i], lane) = value;
-      if (lane == RANKS) p.enc_in[(row(t) + own) * KE + i] = value;
+      if (lane == 0) m.made_r[i] = p.enc_in[(row(t) + own) * KE + i] = value;
     }
+    block_sync();
+    for (int i = thread; i < RANKS * ((R + 7) / 8); i += THREADS)
+      send(reinterpret_cast<const Chunk*>(m.made_r)[i / RANKS], &m.r[rank][i / RANKS * 8], &m.r_mail, i % RANKS);
   };
 
   auto lstm = [&](float (&c)[TILES][4], const float (&bias)[4], float& s, float& h, float* kept_s, Gates* kept) {
@@ -403,7 +505,6 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
   };
 
   attend(0);
-  cluster_arrive();
   for (int t = 0; t < p.steps; ++t) {
     const int now = t % 2, next = 1 - now;
     float c[TILES][4], c_dec[TILES][4];
@@ -411,15 +512,16 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
     multiply(c, &(quarter < 2 ? m.h_dec : m.h_enc)[now][0][quarter % 2 * (N / 2)], N + PAD, lane, enc_h);
     float eps = 0;
     if (has_latent && z_unit < Z) eps = p.eps[(t * b + first + z_image) * Z + z_unit];
-    cluster_wait();  // r is here
+    receive(&m.r_mail, now);
+    if (thread == 0) expect(&m.r_mail, R_BYTES);
     if (quarter == 0) multiply(c, m.r[0], KR + PAD, lane, enc_r);
     lstm(c, bias_enc, s_enc, h_enc, p.s_enc + row(t + 1) * N, p.gates_enc + row(t) * N);  // 5
     bf16* kept_h = p.enc_in + (row(t + 1) + first) * KE + KR + rank * U;
-    give<U>(m.made, &m.h_enc[next][0][rank * U], N + PAD, kept_h + N, KE, thread);
-    cluster_arrive();
+    give<U>(m.made, &m.h_enc[next][0][rank * U], N + PAD, &m.h_enc_mail, kept_h + N, KE, 0, rank, thread);
     clear(c_dec);
     multiply(c_dec, &m.h_dec[now][0][quarter * (N / 4)], N + PAD, lane, dec_h);
-    cluster_wait();  // h_enc is here
+    receive(&m.h_enc_mail, now);
+    if (thread == 0) expect(&m.h_enc_mail, H_BYTES);
     float c_q[2][4];
     clear(c_q);
     multiply(c_q, &m.h_enc[next][0][warp * (N / 8)], N + PAD, lane, post);
@@ -437,21 +539,20 @@ __global__ void __launch_bounds__(THREADS, 1) forward(const Forward p) {
         float* q = p.q + (t * b + first + z_image) * 2 * Z + z_unit;
         q[0] = mu, q[Z] = log_sigma;
       }
-      made_z[z_image][thread % ZU] = to_bf16(z_unit < Z ? mu + expf(log_sigma) * eps : 0.0f);  // 6
+      made_z[z_image][thread % ZU] = to_bf16(z_unit < Z ? mu + expf(log_sigma) * eps : z_unit == KZ - 1);  // 6
     }
     block_sync();
-    give<ZU>(made_z, &m.z[0][rank * ZU], KZ + PAD, p.dec_in + (row(t) + first) * KZ + rank * ZU, KZ, thread);
-    cluster_arrive();
-    cluster_wait();  // z is here
+    bf16* kept_z = p.dec_in + (row(t) + first) * KZ + rank * ZU;
+    give<ZU>(made_z, &m.z[0][rank * ZU], KZ + PAD, &m.z_mail, kept_z, KZ, 0, rank, thread);
+    receive(&m.z_mail, now);
+    if (thread == 0) expect(&m.z_mail, Z_BYTES);
     multiply(c_dec, &m.z[0][quarter * (KZ / 4)], KZ + PAD, lane, dec_z);
     lstm(c_dec, bias_dec, s_dec, h_dec, p.s_dec + row(t + 1) * N, p.gates_dec + row(t) * N);  // 7
-    give<U>(m.made, &m.h_dec[next][0][rank * U], N + PAD, kept_h, KE, thread);
-    cluster_arrive();
-    cluster_wait();  // h_dec is here
+    give<U>(m.made, &m.h_dec[next][0][rank * U], N + PAD, &m.h_dec_mail, kept_h, KE, 0, rank, thread);
+    receive(&m.h_dec_mail, now);
+    if (thread == 0) expect(&m.h_dec_mail, H_BYTES);
     attend(t + 1);
-    cluster_arrive();
   }
-  cluster_wait();  // a block's memory must last until nobody writes there
   if (has_unit) p.h_enc[at_unit] = h_enc, p.h_dec[at_unit] = h_dec;
 }
 
@@ -461,18 +562,19 @@ constexpr int R_TILES = (R + 7) / 8;
 constexpr int BACK_SUMS = (R_TILES * 8 + 2 * U + 23) / 32 * 32 + 8;  // floats from one image's sums to the next's
 
 struct BackwardMemory {
-  bf16 d_gates_enc[IMAGES][4 * N + PAD], d_gates_dec[IMAGES][4 * N + PAD], d_post[IMAGES][2 * KZ + PAD];
+  alignas(16) bf16 d_gates_enc[IMAGES][4 * N + PAD], d_gates_dec[IMAGES][4 * N + PAD], d_post[IMAGES][2 * KZ + PAD];
   bf16 made[IMAGES][4 * U];
-  float d_heads[IMAGES][(HEADS + 3) / 4 * 4], d_head[(HEADS + 3) / 4 * 4];  // of all images; of the block's
+  alignas(16) float d_heads[IMAGES][(HEADS + 3) / 4 * 4], d_head[(HEADS + 3) / 4 * 4];  // of all images; of the block's
   float sums[WARPS * IMAGES * BACK_SUMS];
-  float w_heads[HEADS][U];
-  float images[2][pixels], d_canvas[pixels];
+  alignas(16) float w_heads[U][(HEADS + 3) / 4 * 4];
+  float images[2][h * LINE], d_canvas[h * LINE];
   float head[2][HEADS];  // of the row at hand and the one after it
-  float across[n_write][w], down[n_write][h];          // F_Y d_canvas, d_canvas F_X^T
-  float seen[2][n_read][w], seen_down[2][n_read][h];   // F_Y image, image F_X^T
+  float across[n_write][SIDE], down[n_write][SIDE];          // F_Y d_canvas, d_canvas F_X^T
+  float seen[2][n_read][SIDE], seen_down[2][n_read][SIDE];   // F_Y image, image F_X^T
   float d_read[R];
-  RowGrad rows[FILTERS];
+  RawGradients raw;
   Filters F;
+  Mail heads_mail, dec_mail, post_mail, enc_mail;
 };
 
 __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
@@ -509,15 +611,22 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
     d_h_dec = p.d_h_dec[at_unit], d_s_dec = p.d_s_dec[at_unit];
     s_enc = p.s_enc[p.steps * b * N + at_unit], s_dec = p.s_dec[p.steps * b * N + at_unit];
   }
-  for (int i = thread; i < HEADS * U; i += THREADS) m.w_heads[i / U][i % U] = p.w_heads[i / U * N + rank * U + i % U];
+  for (int i = thread; i < (HEADS + 3) / 4 * 4 * U; i += THREADS)
+    m.w_heads[i % U][i / U] = i / U < HEADS ? p.w_heads[i / U * N + rank * U + i % U] : 0.0f;
   for (int i = thread; i < pixels; i += THREADS) {
-    m.images[0][i] = p.x[static_cast<size_t>(own) * pixels + i];
-    m.d_canvas[i] = p.d_canvas[static_cast<size_t>(own) * pixels + i];
+    m.images[0][i / w * LINE + i % w] = p.x[static_cast<size_t>(own) * pixels + i];
+    m.d_canvas[i / w * LINE + i % w] = p.d_canvas[static_cast<size_t>(own) * pixels + i];
   }
   for (int i = thread; i < HEADS; i += THREADS) m.head[p.steps % 2][i] = p.heads[(p.steps * b + own) * HEADS + i];
   for (int i = thread; i < (HEADS + 3) / 4 * 4; i += THREADS) m.d_head[i] = 0;  // the last read is of no glimpse
   block_sync();
-  make_filters(m.head[p.steps % 2], m.F, warp, lane);
+  make_filters(m.head[p.steps % 2], m.F, thread);
+  constexpr int HEADS_BYTES = IMAGES * ((HEADS + 3) / 4) * 16, GATES_BYTES = IMAGES * 4 * N * 2;
+  constexpr int POST_BYTES = IMAGES * 2 * KZ * 2;
+  if (thread == 0) {
+    expect(&m.heads_mail, HEADS_BYTES, true), expect(&m.post_mail, POST_BYTES, true);
+    expect(&m.enc_mail, GATES_BYTES, true), expect(&m.dec_mail, GATES_BYTES, true);
+  }
   cluster_arrive();
   cluster_wait();
 
@@ -525,17 +634,23 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
   auto give_heads = [&](int t) {
     constexpr int chunks = (HEADS + 3) / 4;
     for (int i = thread; i < chunks * RANKS; i += THREADS)
-      reinterpret_cast<Chunk*>(of_rank(m.d_heads[rank], i / chunks))[i % chunks] =
-          reinterpret_cast<const Chunk*>(m.d_head)[i % chunks];
-    for (int i = thread; i < HEADS; i += THREADS) p.d_heads[(t * b + own) * HEADS + i] = m.d_head[i];
+      send(reinterpret_cast<const Chunk*>(m.d_head)[i % chunks], &m.d_heads[rank][i % chunks * 4], &m.heads_mail,
+           i / chunks);
+    for (int i = thread; i < HEADS; i += THREADS) p.d_heads[(t * b + own) * KH + i] = to_bf16(m.d_head[i]);
   };
   auto from_heads = [&] {  // what the heads' gradients make of the one of h_dec
     float sum = 0;
-    for (int i = 0; i < HEADS; ++i) sum += m.w_heads[i][unit] * m.d_heads[image][i];
+#pragma unroll
+    for (int i = 0; i < (HEADS + 3) / 4; ++i) {
+      const Four of = reinterpret_cast<const Four*>(m.w_heads[unit])[i];  // four values
+      const Four d = reinterpret_cast<const Four*>(m.d_heads[image])[i];
+      sum += of.i * d.i + of.f * d.f + of.g * d.g + of.o * d.o;
+    }
     return sum;
   };
   // Through an LSTM cell; its gates' gradients to every block and to global memory.
-  auto lstm_backward = [&](const Gates& gates, float s_before, float s, float d_h, float& d_s, bf16* d_gates, bf16* kept) {
+  auto lstm_backward = [&](const Gates& gates, float s_before, float s, float d_h, float& d_s, bf16* d_gates, Mail* mail,
+                           bf16* kept) {
     if (has_unit) {
       const float squashed = tanh_(s), d_o = d_h * squashed;
       const float d = d_s + d_h * gates.o * (1 - squashed * squashed);
@@ -546,15 +661,7 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
       d_s = d * gates.f;
     }
     block_sync();
-    constexpr int chunks = U / 8;
-    for (int i = thread; i < IMAGES * 4 * chunks * (RANKS + 1); i += THREADS) {
-      const int part = i % chunks, gate = i / chunks % 4, to = i / (chunks * 4) % IMAGES, where = i / (chunks * 4 * IMAGES);
-      const Chunk value = reinterpret_cast<const Chunk*>(m.made[to] + gate * U)[part];
-      const int column = gate * N + rank * U;
-      bf16* there = where < RANKS ? of_rank(d_gates + to * (4 * N + PAD) + column, where)
-                                  : kept + static_cast<size_t>(to) * (4 * N) + column;
-      reinterpret_cast<Chunk*>(there)[part] = value;
-    }
+    give<U, 4>(m.made, d_gates + rank * U, 4 * N + PAD, mail, kept + rank * U, 4 * N, N, rank, thread);
   };
   auto total = [&](int of_image, int column) {  // of all warps' sums
     float sum = 0;
@@ -578,11 +685,11 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
       eps = p.eps[(row + first + z_image) * Z + z_unit], log_sigma = p.q[at + Z];
       d_mu = p.d_q[at], d_log_sigma = p.d_q[at + Z];
     }
-    float canvas[(pixels + THREADS - 1) / THREADS];
+    float canvas[PIXELS] = {};
 #pragma unroll
-    for (int i = 0; i < (pixels + THREADS - 1) / THREADS; ++i)
+    for (int i = 0; i < PIXELS; ++i)
       if (i * THREADS + thread < pixels) canvas[i] = p.canvas[(row + own) * pixels + i * THREADS + thread];
-    if (thread < HEADS) m.head[t % 2][thread] = p.heads[(row + own) * HEADS + thread];
+    const float head_before = thread < HEADS ? p.heads[(row + own) * HEADS + thread] : 0.0f;
 
     // The write of glimpse t, whose window is that of row t + 1 (29).
     const float* head = m.head[(t + 1) % 2];
@@ -590,67 +697,75 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
     for (int i = thread; i < n_write * (w + h); i += THREADS) {
       float sum = 0;
       if (i < n_write * w) {
-        for (int y = 0; y < h; ++y) sum += m.F[WRITE_Y + i / w][y] * m.d_canvas[y * w + i % w];
+        for (int y = 0; y < h; ++y) sum += m.F[WRITE_Y + i / w][y] * m.d_canvas[y * LINE + i % w];
         m.across[i / w][i % w] = sum;
       } else {
         const int j = (i - n_write * w) / h, y = (i - n_write * w) % h;
-        for (int x = 0; x < w; ++x) sum += m.F[WRITE_X + j][x] * m.d_canvas[y * w + x];
+        for (int x = 0; x < w; ++x) sum += m.F[WRITE_X + j][x] * m.d_canvas[y * LINE + x];
         m.down[j][y] = sum;
       }
     }
+    if (thread < HEADS) m.head[t % 2][thread] = head_before;
     block_sync();
-    for (int i = warp; i < 2 * n_write; i += WARPS) {
-      const int j = i % n_write;
-      const RowGrad grad = filter_backward(head, m.F, WRITE_X + i, lane, [&](int a) {
-        float sum = 0;
-        if (i < n_write) {
-          for (int y = 0; y < n_write; ++y) sum += head[10 + y * n_write + j] * m.across[y][a];
-        } else {
-          for (int x = 0; x < n_write; ++x) sum += head[10 + j * n_write + x] * m.down[x][a];
-        }
-        return over_gamma * sum;
-      });
-      if (lane == 0) m.rows[WRITE_X + i] = grad;
-    }
-    for (int i = thread; i < n_write * n_write; i += THREADS) {
+    filters_backward(head, m.F, WRITE_X, FILTERS, m.raw, thread, [&](int row, int a) {
+      const bool vertical = row >= WRITE_Y;
+      const int j = vertical ? row - WRITE_Y : row - WRITE_X;
+      const float(*from)[SIDE] = vertical ? m.down : m.across;
+      const float* patch = head + 10 + (vertical ? j * n_write : j);
+      float sum = 0;
+#pragma unroll
+      for (int o = 0; o < n_write; ++o) sum += patch[vertical ? o : o * n_write] * from[o][a];
+      return over_gamma * sum;
+    });
+    constexpr int SPARE = 2 * n_write * ROW_LANES < THREADS ? 2 * n_write * ROW_LANES : 0;  // the threads without a row
+    for (int i = thread - SPARE; i >= 0 && i < n_write * n_write; i += THREADS - SPARE) {
       float sum = 0;
       for (int x = 0; x < w; ++x) sum += m.across[i / n_write][x] * m.F[WRITE_X + i % n_write][x];
       m.d_head[10 + i] = over_gamma * sum;
     }
     block_sync();
-    if (thread < 5) m.d_head[5 + thread] = raw_gradient(head + 5, m.rows + WRITE_X, n_write, thread, -1.0f);
+    auto raw_gradient = [&](int begin, int end, int which) {
+      float sum = 0;
+      for (int row = begin; row < end; ++row) sum += m.raw[row][which];
+      return sum;
+    };
+    if (thread < 5) m.d_head[5 + thread] = raw_gradient(WRITE_X, FILTERS, thread);
     block_sync();
     give_heads(t + 1);
-    cluster_arrive();
 
     // Meanwhile, what the read of glimpse t saw: its filters, and those of the write before it (row t).
-    make_filters(m.head[t % 2], m.F, warp, lane);
+    make_filters(m.head[t % 2], m.F, thread);
 #pragma unroll
-    for (int i = 0; i < (pixels + THREADS - 1) / THREADS; ++i) {
+    for (int i = 0; i < PIXELS; ++i) {
       canvas[i] = sigmoid(canvas[i]);
-      if (const int at = i * THREADS + thread; at < pixels) m.images[1][at] = m.images[0][at] - canvas[i];  // 3
+      if (const int at = i * THREADS + thread; at < pixels) {
+        const int to = at / w * LINE + at % w;
+        m.images[1][to] = m.images[0][to] - canvas[i];  // 3
+      }
     }
     block_sync();
     for (int i = thread; i < 2 * n_read * (w + h); i += THREADS) {
       float sum = 0;
       if (i < 2 * n_read * w) {
         const int kind = i / (n_read * w), j = i / w % n_read, x = i % w;
-        for (int y = 0; y < h; ++y) sum += m.F[READ_Y + j][y] * m.images[kind][y * w + x];
+        for (int y = 0; y < h; ++y) sum += m.F[READ_Y + j][y] * m.images[kind][y * LINE + x];
         m.seen[kind][j][x] = sum;
       } else {
         const int rest = i - 2 * n_read * w, kind = rest / (n_read * h), j = rest / h % n_read, y = rest % h;
-        for (int x = 0; x < w; ++x) sum += m.F[READ_X + j][x] * m.images[kind][y * w + x];
+        for (int x = 0; x < w; ++x) sum += m.F[READ_X + j][x] * m.images[kind][y * LINE + x];
         m.seen_down[kind][j][y] = sum;
       }
     }
-    cluster_wait();  // all heads' gradients are here
+    const int parity = (p.steps - 1 - t) % 2;
+    receive(&m.heads_mail, parity);
+    if (thread == 0) expect(&m.heads_mail, HEADS_BYTES);
 
     d_h_dec += has_unit ? from_heads() : 0.0f;
-    lstm_backward(gates_dec, s_dec_before, s_dec, d_h_dec, d_s_dec, m.d_gates_dec[0],
+    lstm_backward(gates_dec, s_dec_before, s_dec, d_h_dec, d_s_dec, m.d_gates_dec[0], &m.dec_mail,
                   p.d_gates_dec + (row + first) * (4 * N));  // 7
     s_dec = s_dec_before;
-    cluster_arrive();
-    cluster_wait();  // all gradients of the decoder's gates are here
+    receive(&m.dec_mail, parity);
+    if (thread == 0) expect(&m.dec_mail, GATES_BYTES);
     {
       float c_z[1][4], c_h[TILES_H][4];
       clear(c_z), clear(c_h);
@@ -664,17 +779,16 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
     d_h_dec = has_unit ? total(image, ZU + unit) : 0.0f;
     if (thread < IMAGES * ZU) {  // 6, and what the loss has of q
       const float d_z = total(z_image, thread % ZU);
-      m.made[z_image][thread % ZU] = to_bf16(has_latent ? d_z + d_mu : 0.0f);
-      m.made[z_image][ZU + thread % ZU] = to_bf16(has_latent ? d_z * eps * expf(log_sigma) + d_log_sigma : 0.0f);
+      bf16* made = m.made[0] + z_image * 2 * ZU + thread % ZU;
+      made[0] = to_bf16(has_latent ? d_z + d_mu : 0.0f);
+      made[ZU] = to_bf16(has_latent ? d_z * eps * expf(log_sigma) + d_log_sigma : 0.0f);
     }
     block_sync();
-    for (int i = thread; i < IMAGES * 2 * (RANKS + 1); i += THREADS) {
-      const int part = i % 2, to = i / 2 % IMAGES, where = i / (2 * IMAGES), column = part * KZ + rank * ZU;
-      bf16* there = where < RANKS ? of_rank(&m.d_post[to][column], where) : p.d_post + (row + first + to) * (2 * KZ) + column;
-      *reinterpret_cast<Chunk*>(there) = reinterpret_cast<const Chunk*>(m.made[to])[part];
-    }
-    cluster_arrive();
-    cluster_wait();  // all gradients of mu and log sigma are here
+    bf16(*made_q)[2 * ZU] = reinterpret_cast<bf16(*)[2 * ZU]>(m.made);
+    give<ZU, 2>(made_q, &m.d_post[0][rank * ZU], 2 * KZ + PAD, &m.post_mail, p.d_post + (row + first) * (2 * KZ) + rank * ZU,
+                2 * KZ, KZ, rank, thread);
+    receive(&m.post_mail, parity);
+    if (thread == 0) expect(&m.post_mail, POST_BYTES);
     {
       float c_h[TILES_H][4];
       clear(c_h);
@@ -683,11 +797,11 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
     }
     block_sync();
     d_h_enc += has_unit ? total(image, unit) : 0.0f;
-    lstm_backward(gates_enc, s_enc_before, s_enc, d_h_enc, d_s_enc, m.d_gates_enc[0],
+    lstm_backward(gates_enc, s_enc_before, s_enc, d_h_enc, d_s_enc, m.d_gates_enc[0], &m.enc_mail,
                   p.d_gates_enc + (row + first) * (4 * N));  // 5
     s_enc = s_enc_before;
-    cluster_arrive();
-    cluster_wait();  // all gradients of the encoder's gates are here
+    receive(&m.enc_mail, parity);
+    if (thread == 0) expect(&m.enc_mail, GATES_BYTES);
     {
       float c_r[R_TILES][4], c_h[2 * TILES_H][4];
       clear(c_r), clear(c_h);
@@ -705,20 +819,20 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
     // The read of glimpse t (27), through x_hat (3) to the canvas before it.
     head = m.head[t % 2];
     const float gamma = expf(head[4]);
-    for (int i = warp; i < 2 * n_read; i += WARPS) {
-      const int j = i % n_read;
-      const RowGrad grad = filter_backward(head, m.F, READ_X + i, lane, [&](int a) {
-        float sum = 0;
-        for (int kind = 0; kind < 2; ++kind)
-          for (int o = 0; o < n_read; ++o)
-            sum += i < n_read ? m.d_read[(kind * n_read + o) * n_read + j] * m.seen[kind][o][a]
-                              : m.d_read[(kind * n_read + j) * n_read + o] * m.seen_down[kind][o][a];
-        return gamma * sum;
-      });
-      if (lane == 0) m.rows[READ_X + i] = grad;
-    }
+    filters_backward(head, m.F, READ_X, WRITE_X, m.raw, thread, [&](int row, int a) {
+      const bool vertical = row >= READ_Y;
+      const int j = vertical ? row - READ_Y : row;
+      float sum = 0;
 #pragma unroll
-    for (int i = 0; i < (pixels + THREADS - 1) / THREADS; ++i)
+      for (int kind = 0; kind < 2; ++kind)
+#pragma unroll
+        for (int o = 0; o < n_read; ++o)
+          sum += m.d_read[(kind * n_read + (vertical ? j : o)) * n_read + (vertical ? o : j)] *
+                 (vertical ? m.seen_down : m.seen)[kind][o][a];
+      return gamma * sum;
+    });
+#pragma unroll
+    for (int i = 0; i < PIXELS; ++i)
       if (const int at = i * THREADS + thread; at < pixels) {
         float d_x_hat = 0;
         for (int y = 0; y < n_read; ++y) {
@@ -726,22 +840,21 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
           for (int x = 0; x < n_read; ++x) sum += m.d_read[(n_read + y) * n_read + x] * m.F[READ_X + x][at % w];
           d_x_hat += m.F[READ_Y + y][at / w] * sum;
         }
-        m.d_canvas[at] -= gamma * d_x_hat * canvas[i] * (1 - canvas[i]);
+        m.d_canvas[at / w * LINE + at % w] -= gamma * d_x_hat * canvas[i] * (1 - canvas[i]);
       }
     block_sync();
-    if (thread < 5) m.d_head[thread] = raw_gradient(head, m.rows + READ_X, n_read, thread, 1.0f);
+    if (thread < 5) m.d_head[thread] = raw_gradient(READ_X, WRITE_X, thread);
     // d_head is read after two more barriers of the block, or the one below.
   }
   for (int i = 5 + thread; i < HEADS; i += THREADS) m.d_head[i] = 0;  // there is no write before the first read
   block_sync();
   give_heads(0);
-  cluster_arrive();
-  cluster_wait();
+  receive(&m.heads_mail, p.steps % 2);
   if (has_unit) {
     p.d_h_enc[at_unit] = d_h_enc, p.d_s_enc[at_unit] = d_s_enc;
     p.d_h_dec[at_unit] = d_h_dec + from_heads(), p.d_s_dec[at_unit] = d_s_dec;
   }
-  for (int i = thread; i < pixels; i += THREADS) p.d_canvas[static_cast<size_t>(own) * pixels + i] = m.d_canvas[i];
+  for (int i = thread; i < pixels; i += THREADS) p.d_canvas[static_cast<size_t>(own) * pixels + i] = m.d_canvas[i / w * LINE + i % w];
 }
 
 }  // namespace
@@ -750,23 +863,25 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
 
 namespace {
 
-template <class Pass>
-Pass pass_of(void* const* tensors) {
+template <class Pass, class Size, class... Sizes>
+Pass pass_of(void* const* tensors, Size Pass::*first, Size size, Sizes... sizes) {
   Pass pass;
-  std::memcpy(&pass, tensors, offsetof(Pass, steps));
+  const Size all[] = {size, sizes...};
+  std::memcpy(&pass, tensors, sizeof(Pass) - (sizeof(all) + 7) / 8 * 8);
+  std::memcpy(&(pass.*first), all, sizeof(all));
   return pass;
+}
+
+Prepare prepare_of(void* const* tensors) {
+  return pass_of(tensors, &Prepare::blocks, (4 * N / 8 * (KE + KZ + N) + THREADS - 1) / THREADS);
 }
 
 Forward forward_of(void* const* tensors, int steps, int images, int rows) {
-  auto pass = pass_of<Forward>(tensors);
-  pass.steps = steps, pass.images = images, pass.rows = rows;
-  return pass;
+  return pass_of(tensors, &Forward::steps, steps, images, rows);
 }
 
 Backward backward_of(void* const* tensors, int steps, int images) {
-  auto pass = pass_of<Backward>(tensors);
-  pass.steps = steps, pass.images = images;
-  return pass;
+  return pass_of(tensors, &Backward::steps, steps, images);
 }
 
 }  // namespace
@@ -806,6 +921,13 @@ int clusters_of(void (*kernel)(Pass), size_t bytes) {
 
 }  // namespace
 
+extern "C" int draw_prepare(void* const* tensors, int device, void* stream) {
+  if (const auto error = cudaSetDevice(device)) return error;
+  const Prepare pass = prepare_of(tensors);
+  prepare<<<pass.blocks, THREADS, 0, static_cast<cudaStream_t>(stream)>>>(pass);
+  return cudaGetLastError();
+}
+
 extern "C" int draw_forward(void* const* tensors, int steps, int images, int rows, int device, void* stream) {
   return launched(forward, forward_of(tensors, steps, images, rows), sizeof(ForwardMemory), device, stream);
 }
@@ -824,6 +946,12 @@ extern "C" int draw_clusters(int device) {
   return one < other ? one : other;
 }
 #else
+extern "C" int draw_prepare(void* const* tensors, int, void*) {
+  const Prepare pass = prepare_of(tensors);
+  launch(pass.blocks, 1, THREADS, 16, [&] { prepare(pass); });
+  return 0;
+}
+
 extern "C" int draw_forward(void* const* tensors, int steps, int images, int rows, int, void*) {
   const Forward pass = forward_of(tensors, steps, images, rows);
   launch(images / IMAGES, RANKS, THREADS, sizeof(ForwardMemory), [&] { forward(pass); });

@@ -125,7 +125,9 @@ class Trainer:
         config, images = self.config.train, self.data.images["train"]
         share = self.world.share(config.batch_size)
         index = batch_indices(len(images), config.batch_size, config.seed, step)[share]
-        batch = images[index.to(images.device)].to(self.device)
+        if images.device.type == "cuda":
+            index = index.pin_memory()  # or the host would wait for the device
+        batch = images[index.to(images.device, non_blocking=True)].to(self.device)
         generator = seeded(config.seed, "binarize", step, device=batch.device)
         # The noise is the whole batch's, so that an image gets the same whatever the number of processes.
         return intensities(batch, self.data.binarization, generator, of=config.batch_size, first=share.start)
@@ -168,8 +170,8 @@ class Trainer:
 
         self.optimizer.step()
         with torch.no_grad():
-            averages = list(self.ema.parameters())
-            changes = torch._foreach_sub(list(self.model.parameters()), averages)
+            averages: list[Tensor] = list(self.ema.parameters())
+            changes = list(torch._foreach_sub(list(self.model.parameters()), averages))
             torch._foreach_mul_(changes, 1 - self._decay)
             torch._foreach_add_(averages, changes)
             self._sums += values

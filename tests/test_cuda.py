@@ -1,0 +1,133 @@
+"""The CUDA kernels of all glimpses, run on the CPU thread by thread (cuda_on_cpu.h): the numbers of the plain model."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from draw import cuda, kernels
+from draw.config import ModelConfig
+from draw.model import DRAW
+from draw.noise import seeded
+from draw.objective import losses
+from draw.types import State
+from tiny import inputs
+
+HERE = kernels.Path(__file__).parent
+SIZES = [
+    ModelConfig(7, 6, steps=3, enc_size=128, dec_size=128, z_size=5, read_n=3, write_n=4),
+    ModelConfig(steps=4, enc_size=256, dec_size=256, z_size=100, read_n=2, write_n=5),
+    ModelConfig(9, 32, steps=2, enc_size=128, dec_size=128, z_size=17, read_n=1, write_n=1),
+]
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("g++"), reason="threads are switched by x86-64 code of g++"
+)
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=lambda c: f"{c.height}x{c.width}")
+def model(request):
+    model = DRAW(request.param, seed=1)
+    generator = seeded("disturbed")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def library(model, tmp_path_factory):
+    made = tmp_path_factory.mktemp("cuda") / "glimpses.so"
+    sizes = [f"-D{name.upper()}={value}" for name, value in cuda.sizes_of(model)._asdict().items()]
+    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Werror", *sizes]
+    subprocess.run([*command, "-I", HERE, "-x", "c++", kernels.CUDA_SOURCE, "-o", made], check=True)
+    return ctypes.CDLL(str(made))
+
+
+def outcome(model, eps, x, unroll):
+    """The bounds, all that an unroll gives, and every gradient of their mean."""
+    model.zero_grad()
+    drawing = model(eps, x, unroll=unroll)
+    bound = losses(x, drawing, model.likelihood).bound
+    bound.mean().backward()
+    values = {"bound": bound, "canvas": drawing.canvas, "mu": drawing.latent.q.mu, "z": drawing.latent.z}
+    values["log_sigma"] = drawing.latent.q.log_sigma
+    return {k: v.detach() for k, v in values.items()} | {k: v.grad.clone() for k, v in model.named_parameters()}
+
+
+def require_close(given, wanted, tolerance):
+    for name, value in wanted.items():
+        error = (given[name] - value).norm() / value.norm().clamp(min=1e-6)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("b", [16, 19])
+def test_values_and_gradients_are_those_of_the_plain_model(model, library, b):
+    eps, x = inputs(model, b)
+    library.set_emulation_seed(b)
+    given = outcome(model, eps, x, cuda.unroll_for(model, library))
+    require_close(given, outcome(model, eps, x, None), 2e-2)  # factors have 8 bits
+
+
+def test_threads_may_run_in_any_order(model, library):
+    eps, x = inputs(model, 16)
+    outcomes = []
+    for seed in range(3):
+        library.set_emulation_seed(seed)
+        outcomes.append(outcome(model, eps, x, cuda.unroll_for(model, library)))
+    for name, value in outcomes[0].items():
+        assert all(torch.equal(other[name], value) for other in outcomes), name
+
+
+def test_measuring_keeps_two_glimpses_and_gives_the_same(model, library):
+    eps, x = inputs(model, 5)
+    unroll = cuda.unroll_for(model, library)
+    kept = losses(x, model(eps, x, unroll=unroll), model.likelihood).bound
+    with torch.no_grad():
+        assert torch.equal(losses(x, model(eps, x, unroll=unroll), model.likelihood).bound, kept)
+
+
+def test_every_state_passes_its_gradient_on(model, library):
+    eps, x = inputs(model, 16)
+
+    def gradients(unroll):
+        state = State(*(v.detach().clone().requires_grad_() for v in model.initial_state(len(x))))
+        after, _ = unroll(state, eps, x)
+        weights = seeded("weights")
+        sum((v * torch.randn(v.shape, generator=weights)).sum() for v in after).backward()
+        return {name: value.grad for name, value in zip(State._fields, state, strict=True)}
+
+    require_close(gradients(cuda.unroll_for(model, library)), gradients(model.unroll), 2e-2)
+
+
+def test_generation_is_the_plain_models(model, library):
+    eps, _ = inputs(model, 3)
+    assert torch.equal(model(eps, unroll=cuda.unroll_for(model, library)).canvas, model(eps).canvas)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"read_n": None},
+        {"write_n": None},
+        {"channels": 3},
+        {"enc_size": 128},
+        {"enc_size": 400, "dec_size": 400},
+        {"z_size": 128},
+        {"width": 33},
+        {"read_n": 5},
+        {"write_n": 9},
+    ],
+)
+def test_what_the_kernels_do_not_know_is_said(changes):
+    assert cuda.supports(DRAW(ModelConfig(steps=1)))
+    assert not cuda.supports(DRAW(ModelConfig(**({"steps": 1} | changes))))
+
+
+def test_without_a_compiler_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    kernels.load_cuda.cache_clear()
+    with pytest.raises(kernels.UserError, match="no CUDA compiler"):
+        kernels.load_cuda(kernels.CudaSizes(28, 28, 2, 5, 256, 100), (9, 0))
