@@ -83,7 +83,7 @@ def main() -> None:
     runs = {(name, seed): options.out / f"{name}-{seed}" for name in options.only for seed in VARIANTS[name].seeds}
     if not options.table:
         for (name, seed), out in sorted(runs.items(), key=lambda run: run[0][1]):  # all of seed 0 first
-            train(out, ("mnist", *COMMON, *VARIANTS[name].flags.split(), "--seed", str(seed)))
+            train(out, ("mnist-cpu", *COMMON, *VARIANTS[name].flags.split(), "--seed", str(seed)))
     logs = {run: read_log(out) for run, out in runs.items() if (out / "metrics.jsonl").is_file()}
     bounds = {run: [record for record in log if record["kind"] == "valid"] for run, log in logs.items()}
     logs = {run: log for run, log in logs.items() if bounds[run]}  # those that have got so far

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             home = checkpoint.WEIGHTS / options.ship
             shutil.rmtree(home, ignore_errors=True)
-            shutil.copytree(found.path, home)
+            rounded(found, home, bound_nats=row.valid.bound_nats)  # the log's is of fewer images
             checkpoint.write_json(home / "card.json", dataclasses.asdict(card))
             chosen, labels = results.chosen_examples(data)
             tensors = {"images": data.images["test"][chosen], "labels": torch.tensor(labels)}
@@ -115,10 +115,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def rounded(found: checkpoint.Checkpoint, path: Path) -> checkpoint.Checkpoint:
+def rounded(found: checkpoint.Checkpoint, path: Path, **known: float) -> checkpoint.Checkpoint:
     """The same checkpoint with float16 weights, in another folder, without what only resuming needs."""
     weights = {name: value.half() for name, value in found.tensors().items()}
-    info = {key: found.info[key] for key in ("data", "images_sha256", "bound_nats") if key in found.info}
+    info = {key: found.info[key] for key in ("data", "images_sha256", "bound_nats") if key in found.info} | known
     checkpoint.save(path, found.config, step=found.step, seconds=found.seconds, model=weights, info=info)
     return checkpoint.read(path)
 

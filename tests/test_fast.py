@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jaxtyping
 import pytest
 import torch
 
-from draw import deferred, fast, kernels, native
+from draw import cuda, deferred, fast, kernels, native
 from draw.config import EvalConfig, SpeedConfig, from_dict
 from draw.errors import UserError
 from draw.evaluation import evaluate
@@ -376,3 +378,18 @@ def test_measuring_is_the_same_by_every_path():
     assert given.bound_nats == pytest.approx(wanted.bound_nats, rel=1e-6)
     assert given.iw_nats == pytest.approx(wanted.iw_nats, rel=1e-6)
     assert given.kl_per_glimpse_nats == pytest.approx(wanted.kl_per_glimpse_nats, rel=1e-4)
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_cuda_device_takes_the_kernels_where_they_can_be_compiled(monkeypatch, caplog, compiler):
+    model = Mock(spec=DRAW, canvas0=SimpleNamespace(device=torch.device("cuda")))
+    at_once, glimpse_by_glimpse = Mock(spec=DRAW.unroll), Mock(spec=DRAW.unroll)
+    failure = None if compiler else UserError("no CUDA compiler")
+    monkeypatch.setattr(cuda, "supports", lambda model: True)
+    monkeypatch.setattr(cuda, "unroll_for", Mock(return_value=at_once, side_effect=failure))
+    monkeypatch.setattr(deferred, "unroll_for", Mock(return_value=glimpse_by_glimpse))
+    monkeypatch.setattr(fast, "_has_triton", lambda: True)
+    chosen = fast.unroll_for(model, SpeedConfig(precision="bfloat16"))
+    assert chosen is (at_once if compiler else glimpse_by_glimpse)
+    assert ("no CUDA compiler" in caplog.text) is not compiler
+    assert fast.unroll_for(model, SpeedConfig()) is glimpse_by_glimpse  # the kernels are of bfloat16

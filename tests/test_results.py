@@ -197,3 +197,8 @@ def bounds_of(data, split):
     model = checkpoint.load("tiny")
     x = data.images[split] / 255
     return losses(x, model(model.noise(len(x), 0, "bound", 0, 0), x), model.likelihood).bound.numpy()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_says_the_bound_of_all_validation_images(name):
+    assert checkpoint.find(name).info["bound_nats"] == results.result(name).valid.bound_nats

@@ -58,7 +58,7 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
             try:
                 return cuda.unroll_for(model)
             except UserError as error:
-                log.warning("draw: a launch for every operation, which takes about ten times as long: %s", error)
+                log.warning("draw: without the kernels for all glimpses at once, which are faster: %s", error)
         return deferred.unroll_for(model, precision, compiled=_has_triton())
     if kind == "cpu" and native.supports(model):
         if speed.compile == "on" or _repays_compiling(model, images):

@@ -3,9 +3,11 @@
 // Called from cuda.py, which prepares the weights and makes the weights' gradients from what the backward pass leaves.
 // A cluster of 16 blocks takes 16 images and shares nothing with the others. A block keeps its sixteenth of every weight
 // matrix in registers, from the first glimpse to the last: it makes its own units of the LSTMs and its own latents for
-// all 16 images, and does the windows, filters and canvas of one of them. What it has made it writes into the shared
-// memory of all blocks; four barriers a glimpse stand between writing and reading. Factors of products are bfloat16,
-// sums and everything else float32, windows' products included.
+// all 16 images, and does the windows, filters and canvas of one of them. What it has made it sends into the shared
+// memory of all blocks, four times a glimpse, as stores that are counted where they arrive: the receiver waits for as
+// many bytes as it expects, and nobody for anything else. Since each block waits for all others each time, none can
+// overwrite what another still reads. Factors of products are bfloat16, sums and everything else float32, the heads'
+// products included.
 //
 // Compiled for the sizes of one model: HEIGHT, WIDTH, READ_N, WRITE_N, HIDDEN (of both LSTMs) and Z_SIZE. Names and the
 // meaning of values are those of native.py; equation numbers are the paper's. Without nvcc it is plain C++ that the
@@ -101,12 +103,12 @@ constexpr int KH = (HEADS + 7) / 8 * 8;                // columns of d_heads
 constexpr int FILTERS = 2 * n_read + 2 * n_write;      // rows of F: read X, read Y, write X, write Y
 constexpr int SIDE = h > w ? h : w;
 constexpr int LINE = w | 1;                            // floats of a line of pixels, so that columns lie in different banks
-constexpr int PIXELS = (pixels + 255) / 256;           // of a thread, the last one perhaps beyond the image
+constexpr int PIXELS = (pixels + THREADS - 1) / THREADS;           // of a thread, the last one perhaps beyond the image
 constexpr int PAD = 8;  // elements after a row of bfloat16, so that its fragments lie in different banks
 static_assert(N % 128 == 0 && N <= 256 && Z < KZ && IMAGES * U <= THREADS);
 
-struct alignas(16) Four { float i, f, g, o; };  // of an LSTM's gates, or just four floats
-using Gates = Four;
+struct alignas(16) Gates { float i, f, g, o; };
+struct alignas(16) Four { float values[4]; };
 struct alignas(8) Pair { float first, second; };
 
 struct Prepare {
@@ -644,7 +646,8 @@ __global__ void __launch_bounds__(THREADS, 1) backward(const Backward p) {
     for (int i = 0; i < (HEADS + 3) / 4; ++i) {
       const Four of = reinterpret_cast<const Four*>(m.w_heads[unit])[i];  // four values
       const Four d = reinterpret_cast<const Four*>(m.d_heads[image])[i];
-      sum += of.i * d.i + of.f * d.f + of.g * d.g + of.o * d.o;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum += of.values[j] * d.values[j];
     }
     return sum;
   };
