@@ -24,7 +24,7 @@ PRESETS = {
             validation_images=500,
         ),
     ),
-    # Table 3, MNIST, on a GPU: 1,470 epochs, some twenty minutes of an H200 in bfloat16, which takes 112 images at once.
+    # Table 3, MNIST, on a GPU: 1,470 epochs, twenty minutes of an H200 in bfloat16, which takes 112 images at once.
     # The paper's own run: <= 80.97 nats.
     "mnist": RunConfig(
         data=DataConfig(source="binarized-mnist"),
