@@ -198,7 +198,7 @@ def test_the_sizes_of_the_mnist_preset_are_swept():
     }  # fmt: skip
     assert found["side"][112].model.image_shape == (1, 112, 112)
     assert found["hidden"][64].model.enc_size == found["hidden"][64].model.dec_size == 64
-    assert found["batch"][25].images == found["batch"][25].batch_size == 25
+    assert found["batch"][28].images == found["batch"][28].batch_size == 28
 
 
 def test_memory_grows_by_what_is_above_one_glimpse_of_one_image(no_processes):
