@@ -3,10 +3,10 @@
     python benchmarks/recipe.py --out recipe              # train what is missing, print the table, plot the curves
     python benchmarks/recipe.py --out recipe --table      # print and plot what is there
 
-Every variant is `draw train mnist` with few glimpses and the flags below, once for each seed, in OUT/VARIANT-SEED; one
-that was stopped goes on. All see as many glimpses of as many images, and so cost about the same. The bound is that of
-the averaged weights on 2,000 validation images after the last step; the test images are never read. Cost is counted in
-glimpses of an image, in millions: it does not depend on the machine.
+Every variant is `draw train mnist-cpu` with few glimpses and the flags below, once for each seed, in OUT/VARIANT-SEED;
+one that was stopped goes on. All see as many glimpses of as many images, and so cost about the same. The bound is that
+of the averaged weights on 2,000 validation images after the last step; the test images are never read. Cost is counted
+in glimpses of an image, in millions: it does not depend on the machine.
 """
 
 import argparse

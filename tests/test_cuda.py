@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from draw import cuda, kernels
+from draw.attention import AttentiveRead
 from draw.config import ModelConfig
 from draw.model import DRAW
 from draw.noise import seeded
@@ -107,6 +108,25 @@ def test_generation_is_the_plain_models(model, library):
     assert torch.equal(model(eps, unroll=cuda.unroll_for(model, library)).canvas, model(eps).canvas)
 
 
+def test_what_the_kernels_cannot_read_goes_the_plain_way(model, library):
+    eps, x = inputs(model, 4)
+    unroll = cuda.unroll_for(model, library)
+    for given in ((eps.requires_grad_(), x), (eps.detach(), x.clone().requires_grad_())):
+        results = []
+        for way in (unroll, model.unroll):
+            drawing = model(*given, unroll=way)
+            results.append(torch.autograd.grad(drawing.canvas.sum(), [v for v in given if v.requires_grad])[0])
+        assert torch.equal(*results)
+    eps = eps.detach()
+    assert model(eps[:, :0], x[:0], unroll=unroll).canvas.shape == (0, *model.config.image_shape)
+
+
+def test_the_kernels_have_the_sizes_of_the_pieces():
+    config = ModelConfig(steps=1, read_n=3)
+    model = DRAW(config, read=AttentiveRead(2, config.dec_size, *config.image_shape))
+    assert cuda.sizes_of(model).read_n == 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -124,6 +144,24 @@ def test_generation_is_the_plain_models(model, library):
 def test_what_the_kernels_do_not_know_is_said(changes):
     assert cuda.supports(DRAW(ModelConfig(steps=1)))
     assert not cuda.supports(DRAW(ModelConfig(**({"steps": 1} | changes))))
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (b"\x7fELF", "cannot be compiled"),
+        (b"#!/bin/sh\necho warning: old >&2; echo ptxas fatal : no such target >&2; exit 1", "ptxas fatal"),
+        (b"#!/bin/sh\nexit 3", "exit code 3"),
+    ],
+)
+def test_a_compiler_that_fails_is_one_line(monkeypatch, tmp_path, script, line):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").write_bytes(script)
+    (tmp_path / "bin" / "nvcc").chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    kernels.load_cuda.cache_clear()
+    with pytest.raises(kernels.UserError, match=line):
+        kernels.load_cuda(kernels.CudaSizes(28, 28, 2, 5, 256, 100), (9, 0))
 
 
 def test_without_a_compiler_there_is_one_line(monkeypatch):

@@ -7,7 +7,7 @@ Only the paper's own pieces with attention are known here, in the sizes that `su
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from draw.distributions import rsample
 from draw.errors import UserError
 from draw.kernels import CudaSizes, load_cuda
 from draw.model import DRAW
-from draw.native import has_the_papers_pieces, weights_of
+from draw.native import as_expected, has_the_papers_pieces, weights_of
 from draw.types import Gaussian, Latent, State, Unroll
 
 IMAGES = 16  # of a cluster of thread blocks; a batch is filled up to a multiple
@@ -45,8 +45,8 @@ def supports(model: DRAW) -> bool:
 
 def sizes_of(model: DRAW) -> CudaSizes:
     """What the kernels for a model are compiled for."""
-    c: Any = model.config
-    return CudaSizes(c.height, c.width, c.read_n, c.write_n, c.enc_size, c.z_size)
+    c, whole = model.config, cast(Any, model)
+    return CudaSizes(c.height, c.width, whole.read.n, whole.write.patch_shape[-1], c.enc_size, c.z_size)
 
 
 def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
@@ -61,15 +61,18 @@ def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
     """
     device = model.canvas0.device
     if library is None:
-        library = load_cuda(sizes_of(model), torch.cuda.get_device_capability(device))
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (9, 0):
+            raise UserError("they need a device of compute capability 9.0, this one has {}.{}".format(*capability))
+        library = load_cuda(sizes_of(model), capability)
         if (clusters := library.draw_clusters(device.index or 0)) < 1:
             why = f" ({_error(library, -clusters)})" if clusters else ""
             raise UserError(f"this device runs no clusters of 16 thread blocks{why}")
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
-        if x is None:
-            return model.unroll(state, eps)
+        if x is None or not len(x) or not as_expected(model, eps, x):
+            return model.unroll(state, eps, x)
         weights = weights_of(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
         *after, mu, log_sigma = Glimpses.apply(_Plan(model, library, keep), x, eps, *state, *weights)
@@ -193,8 +196,12 @@ def _launch(library: ctypes.CDLL, which: str, tensors: list[Tensor], *sizes: int
     """Call one of the kernels with the places of its tensors, in the order of its struct, and its sizes."""
     device = tensors[0].device
     places = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    error = getattr(library, f"draw_{which}")(places, *sizes, device.index or 0, ctypes.c_void_p(stream))
+    launch = getattr(library, f"draw_{which}")
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # which the launch sets, and this puts back
+            error = launch(places, *sizes, device.index, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
+    else:
+        error = launch(places, *sizes, 0, None)
     if error:
         raise RuntimeError(f"the {which} pass cannot be launched: {_error(library, error)}")
 

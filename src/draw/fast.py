@@ -58,6 +58,8 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
             try:
                 return cuda.unroll_for(model)
             except UserError as error:
+                if speed.compile == "on":
+                    raise
                 log.warning("draw: without the kernels for all glimpses at once, which are faster: %s", error)
         return deferred.unroll_for(model, precision, compiled=_has_triton())
     if kind == "cpu" and native.supports(model):
@@ -114,7 +116,7 @@ def recomputed(unroll: Unroll) -> Unroll:
     def in_segments(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         latents = []
         for part in eps.split(math.isqrt(len(eps) - 1) + 1):
-            state, latent = checkpoint(segment, part, x, *state, use_reentrant=False)
+            state, latent = checkpoint(segment, part, x, *state, use_reentrant=False, preserve_rng_state=False)
             latents.append(latent)
         return state, _joined(latents)
 

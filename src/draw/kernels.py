@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def load(sizes: Sizes) -> ctypes.CDLL:
 
 @functools.cache
 def load_cuda(sizes: CudaSizes, capability: tuple[int, int]) -> ctypes.CDLL:
-    """A CUDA device's kernels for a model's sizes, compiled now if need be: some six seconds.
+    """A CUDA device's kernels for a model's sizes, compiled now if need be: some five seconds.
 
     Args:
         capability: The device's compute capability.
@@ -103,10 +104,10 @@ def load_cuda(sizes: CudaSizes, capability: tuple[int, int]) -> ctypes.CDLL:
     if compiler is None:
         raise UserError("no CUDA compiler (nvcc; CUDA_HOME can say where CUDA is)")
     architecture = "-arch=sm_{}{}".format(*capability)
-    return _loaded(CUDA_SOURCE, [[compiler, *CUDA_FLAGS, architecture, *_macros(sizes)]])
+    return _loaded(CUDA_SOURCE, [[compiler, *CUDA_FLAGS, architecture, *_macros(sizes)]], platform.machine())
 
 
-def _loaded(source: Path, commands: list[list[str]], machine: str = "") -> ctypes.CDLL:
+def _loaded(source: Path, commands: list[list[str]], machine: str) -> ctypes.CDLL:
     """The library that the first command to succeed makes of a source, kept for all later processes."""
     key = "\n".join([*(part for command in commands for part in command), machine]).encode() + source.read_bytes()
     library = cache_folder() / "kernels" / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:16]}.so"
@@ -123,15 +124,17 @@ def _compile(source: Path, commands: list[list[str]], library: Path) -> None:
         library.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"no place to keep the compiled kernels: {error}") from error
-    failure = ""
-    for command in commands:
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
-            done = subprocess.run([*command, str(source), "-o", str(made)], capture_output=True, text=True)
-            if done.returncode == 0:
-                made.replace(library)  # whole or not at all, also with several processes
-                return
-            failure = failure or done.stderr.strip()
-    raise UserError(
-        f"{commands[0][0]} cannot compile the kernels: {failure.splitlines()[0] if failure else done.returncode}"
-    )
+    failures = []
+    try:
+        for command in commands:
+            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                made = Path(folder) / library.name
+                done = subprocess.run([*command, str(source), "-o", str(made)], capture_output=True, text=True)
+                if done.returncode == 0:
+                    made.replace(library)  # whole or not at all, also with several processes
+                    return
+                failures += (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+    except OSError as error:
+        raise UserError(f"the kernels cannot be compiled: {error}") from error
+    why = next((line for line in failures if re.search(r"\b(error|fatal)\b", line)), failures[0])
+    raise UserError(f"{commands[0][0]} cannot compile the kernels: {why}")

@@ -64,7 +64,7 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
-        if x is None or not _as_expected(model, eps, x):
+        if x is None or not as_expected(model, eps, x):
             return model.unroll(state, eps, x)
         weights = weights_of(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
@@ -76,11 +76,12 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
     return unroll
 
 
-def _as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
+def as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
     """Whether the kernels may read these; the plain model says what is wrong with others, or knows how to use them."""
     shapes = (*eps.shape[1:2], *model.config.image_shape) == x.shape and eps.shape[2:] == (model.config.z_size,)
     return shapes and all(
-        value.device.type == "cpu" and value.dtype == torch.float32 and not value.requires_grad for value in (eps, x)
+        value.device == model.canvas0.device and value.dtype == torch.float32 and not value.requires_grad
+        for value in (eps, x)
     )
 
 
