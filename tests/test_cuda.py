@@ -4,45 +4,43 @@ import ctypes
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from draw import cuda, kernels
 from draw.attention import AttentiveRead
-from draw.config import ModelConfig
+from draw.config import ModelConfig, fields_of
+from draw.errors import UserError
 from draw.model import DRAW
 from draw.noise import seeded
 from draw.objective import losses
 from draw.types import State
-from tiny import inputs
+from tiny import inputs, random_model
 
-HERE = kernels.Path(__file__).parent
+HERE = Path(__file__).parent
+SMALL = {"enc_size": 128, "dec_size": 128}
 SIZES = [
-    ModelConfig(7, 6, steps=3, enc_size=128, dec_size=128, z_size=5, read_n=3, write_n=4),
-    ModelConfig(steps=4, enc_size=256, dec_size=256, z_size=100, read_n=2, write_n=5),
-    ModelConfig(9, 32, steps=2, enc_size=128, dec_size=128, z_size=17, read_n=1, write_n=1),
+    SMALL | {"height": 7, "width": 6, "steps": 3, "z_size": 5, "read_n": 3, "write_n": 4},
+    {f.name: f.default for f in fields_of(ModelConfig)} | {"steps": 4},
+    SMALL | {"height": 9, "width": 32, "steps": 2, "z_size": 17, "read_n": 1, "write_n": 1},
 ]
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or not shutil.which("g++"), reason="threads are switched by x86-64 code of g++"
 )
 
 
-@pytest.fixture(scope="module", params=SIZES, ids=lambda c: f"{c.height}x{c.width}")
+@pytest.fixture(scope="module", params=SIZES, ids=lambda sizes: f"{sizes['height']}x{sizes['width']}")
 def model(request):
-    model = DRAW(request.param, seed=1)
-    generator = seeded("disturbed")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
+    return random_model(seed=1, dtype=torch.float32, spread=0.05, **request.param)
 
 
 @pytest.fixture(scope="module")
 def library(model, tmp_path_factory):
     made = tmp_path_factory.mktemp("cuda") / "glimpses.so"
-    sizes = [f"-D{name.upper()}={value}" for name, value in cuda.sizes_of(model)._asdict().items()]
-    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Werror", *sizes]
+    command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
+    command += kernels.macros(cuda.sizes_of(model))
     subprocess.run([*command, "-I", HERE, "-x", "c++", kernels.CUDA_SOURCE, "-o", made], check=True)
     return ctypes.CDLL(str(made))
 
@@ -160,12 +158,12 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch, tmp_path, script, line):
     (tmp_path / "bin" / "nvcc").chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     kernels.load_cuda.cache_clear()
-    with pytest.raises(kernels.UserError, match=line):
+    with pytest.raises(UserError, match=line):
         kernels.load_cuda(kernels.CudaSizes(28, 28, 2, 5, 256, 100), (9, 0))
 
 
 def test_without_a_compiler_there_is_one_line(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     kernels.load_cuda.cache_clear()
-    with pytest.raises(kernels.UserError, match="no CUDA compiler"):
+    with pytest.raises(UserError, match="no CUDA compiler"):
         kernels.load_cuda(kernels.CudaSizes(28, 28, 2, 5, 256, 100), (9, 0))

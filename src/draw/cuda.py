@@ -15,12 +15,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from draw.attention import AttentiveRead, AttentiveWrite
-from draw.distributions import rsample
 from draw.errors import UserError
 from draw.kernels import CudaSizes, load_cuda
 from draw.model import DRAW
-from draw.native import as_expected, has_the_papers_pieces, weights_of
-from draw.types import Gaussian, Latent, State, Unroll
+from draw.native import has_the_papers_pieces, unroll_for_kernels
+from draw.types import Unroll
 
 IMAGES = 16  # of a cluster of thread blocks; a batch is filled up to a multiple
 Z_COLUMNS = 128  # of the latents in products
@@ -68,19 +67,7 @@ def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
         if (clusters := library.draw_clusters(device.index or 0)) < 1:
             why = f" ({_error(library, -clusters)})" if clusters else ""
             raise UserError(f"this device runs no clusters of 16 thread blocks{why}")
-
-    def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
-        # Generation is left to the plain model: it has no encoder, and no training to repay.
-        if x is None or not len(x) or not as_expected(model, eps, x):
-            return model.unroll(state, eps, x)
-        weights = weights_of(model, x)
-        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
-        *after, mu, log_sigma = Glimpses.apply(_Plan(model, library, keep), x, eps, *state, *weights)
-        q = Gaussian(mu, log_sigma)
-        p = Gaussian(*(value.expand(eps.shape) for value in model.prior(state.h_dec)))
-        return State(*after), Latent(rsample(q, eps), q, p)
-
-    return unroll
+    return unroll_for_kernels(model, lambda keep, *tensors: Glimpses.apply(_Plan(model, library, keep), *tensors))
 
 
 class _Plan:

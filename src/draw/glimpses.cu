@@ -103,7 +103,7 @@ constexpr int KH = (HEADS + 7) / 8 * 8;                // columns of d_heads
 constexpr int FILTERS = 2 * n_read + 2 * n_write;      // rows of F: read X, read Y, write X, write Y
 constexpr int SIDE = h > w ? h : w;
 constexpr int LINE = w | 1;                            // floats of a line of pixels, so that columns lie in different banks
-constexpr int PIXELS = (pixels + THREADS - 1) / THREADS;           // of a thread, the last one perhaps beyond the image
+constexpr int PIXELS = (pixels + THREADS - 1) / THREADS;  // of a thread, the last one perhaps beyond the image
 constexpr int PAD = 8;  // elements after a row of bfloat16, so that its fragments lie in different banks
 static_assert(N % 128 == 0 && N <= 256 && Z < KZ && IMAGES * U <= THREADS);
 
@@ -143,9 +143,10 @@ struct Backward {
 __device__ __forceinline__ float sigmoid(float v) { return inverse(1.0f + fast_exp(-v)); }
 __device__ __forceinline__ float tanh_(float v) { return 1.0f - 2.0f * inverse(fast_exp(2.0f * v) + 1.0f); }
 
+template <int LANES_OF_SUM = LANES>  // neighbours, a power of two
 __device__ __forceinline__ float sum_of_lanes(float v) {
 #pragma unroll
-  for (int mask = LANES / 2; mask; mask /= 2) v += shuffle_xor(v, mask);
+  for (int mask = LANES_OF_SUM / 2; mask; mask /= 2) v += shuffle_xor(v, mask);
   return v;
 }
 
@@ -198,14 +199,13 @@ __device__ __forceinline__ void store(float* sums, int stride, int lane, const f
 
 // --- Windows and filters, eqs. 19-26, of the image that a block has ------------------------------------------------
 
-struct Window {  // eqs. 21-24
-  float g_X, g_Y, delta, sigma2, gamma;
+struct Window {  // eqs. 21-24, gamma aside
+  float g_X, g_Y, delta, sigma2;
   __device__ __forceinline__ Window(const float* raw, int n)
       : g_X((w + 1) / 2.0f * (raw[0] + 1) - 1),
         g_Y((h + 1) / 2.0f * (raw[1] + 1) - 1),
         delta((SIDE - 1.0f) / (n > 1 ? n - 1 : 1) * expf(raw[3])),
-        sigma2(expf(raw[2])),
-        gamma(expf(raw[4])) {}
+        sigma2(expf(raw[2])) {}
 };
 
 struct Filter {  // one row of F, by its index: which window, axis and position it has
@@ -230,11 +230,7 @@ typedef float Filters[FILTERS][SIDE];
 
 // A row belongs to 16 lanes; lanes without a row do the last one once more.
 constexpr int ROW_LANES = 16, ROWS = THREADS / ROW_LANES;
-__device__ __forceinline__ float sum_of_row(float v) {
-#pragma unroll
-  for (int mask = ROW_LANES / 2; mask; mask /= 2) v += shuffle_xor(v, mask);
-  return v;
-}
+__device__ __forceinline__ float sum_of_row(float v) { return sum_of_lanes<ROW_LANES>(v); }
 
 // Eqs. 25-26.
 __device__ __forceinline__ void make_filters(const float* heads, Filters& F, int thread) {

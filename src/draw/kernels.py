@@ -38,17 +38,17 @@ class Sizes(NamedTuple):
 
 def find_compiler() -> str | None:
     """The C++ compiler: the one that CXX names, else the first of c++, g++ and clang++ on the path."""
-    return next(
-        (path for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (path := shutil.which(name))),
-        None,
-    )
+    return _first_found(os.environ.get("CXX"), "c++", "g++", "clang++")
 
 
 def find_cuda_compiler() -> str | None:
     """nvcc: that of CUDA_HOME, else the one on the path, else where CUDA is put on Linux."""
     home = os.environ.get("CUDA_HOME")
-    places = (home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")
-    return next((path for place in places if place and (path := shutil.which(place))), None)
+    return _first_found(home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")
+
+
+def _first_found(*programs: str | None) -> str | None:
+    return next((path for program in programs if program and (path := shutil.which(program))), None)
 
 
 class CudaSizes(NamedTuple):
@@ -62,7 +62,8 @@ class CudaSizes(NamedTuple):
     z_size: int
 
 
-def _macros(sizes: Sizes | CudaSizes) -> tuple[str, ...]:
+def macros(sizes: Sizes | CudaSizes) -> tuple[str, ...]:
+    """The compiler's flags that name the sizes."""
     return tuple(f"-D{name.upper()}={value}" for name, value in sizes._asdict().items())
 
 
@@ -86,7 +87,7 @@ def load(sizes: Sizes) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise UserError("no C++ compiler (c++, g++ or clang++; CXX can name one)")
-    commands = [[compiler, *FLAGS, *optional, *_macros(sizes)] for optional in (OPTIONAL, OPTIONAL[:1], ())]
+    commands = [[compiler, *FLAGS, *optional, *macros(sizes)] for optional in (OPTIONAL, OPTIONAL[:1], ())]
     return _loaded(SOURCE, commands, _processor())
 
 
@@ -104,7 +105,7 @@ def load_cuda(sizes: CudaSizes, capability: tuple[int, int]) -> ctypes.CDLL:
     if compiler is None:
         raise UserError("no CUDA compiler (nvcc; CUDA_HOME can say where CUDA is)")
     architecture = "-arch=sm_{}{}".format(*capability)
-    return _loaded(CUDA_SOURCE, [[compiler, *CUDA_FLAGS, architecture, *_macros(sizes)]], platform.machine())
+    return _loaded(CUDA_SOURCE, [[compiler, *CUDA_FLAGS, architecture, *macros(sizes)]], platform.machine())
 
 
 def _loaded(source: Path, commands: list[list[str]], machine: str) -> ctypes.CDLL:

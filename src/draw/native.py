@@ -8,6 +8,7 @@ own pieces are known here, see `supports`.
 import ctypes
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,14 +62,25 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
         UserError: If the kernels cannot be compiled.
     """
     load(sizes_of(model))
+    return unroll_for_kernels(model, lambda keep, *tensors: Glimpses.apply(_Plan(model, precision, keep), *tensors))
+
+
+def unroll_for_kernels(model: DRAW, glimpses: Callable[..., tuple[Tensor, ...]]) -> Unroll:
+    """The glimpses of a model by kernels that know the paper's pieces.
+
+    Args:
+        model: Its weights are read at each call.
+        glimpses: Called with whether to keep what a backward pass needs, then with x, eps, the state and the tensors of
+            `_weights`; gives the last state, mu and log sigma (t, b, z).
+    """
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
-        if x is None or not as_expected(model, eps, x):
+        if x is None or not len(x) or not _as_expected(model, eps, x):
             return model.unroll(state, eps, x)
-        weights = weights_of(model, x)
+        weights = _weights(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
-        *after, mu, log_sigma = Glimpses.apply(_Plan(model, precision, keep), x, eps, *state, *weights)
+        *after, mu, log_sigma = glimpses(keep, x, eps, *state, *weights)
         q = Gaussian(mu, log_sigma)
         p = Gaussian(*(value.expand(eps.shape) for value in model.prior(state.h_dec)))
         return State(*after), Latent(rsample(q, eps), q, p)
@@ -76,7 +88,7 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32) -> Unroll:
     return unroll
 
 
-def as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
+def _as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
     """Whether the kernels may read these; the plain model says what is wrong with others, or knows how to use them."""
     shapes = (*eps.shape[1:2], *model.config.image_shape) == x.shape and eps.shape[2:] == (model.config.z_size,)
     return shapes and all(
@@ -85,7 +97,7 @@ def as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
     )
 
 
-def weights_of(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
+def _weights(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
     """Weight and bias of the encoder's and decoder's gates, of [mu, log sigma], and of all heads that h_dec feeds.
 
     The last are the read window's, the write window's and the patch's, those that there are, in this order. The
@@ -119,7 +131,7 @@ class _Plan:
         self.keep = keep  # every glimpse's values, for the backward pass; otherwise two glimpses' at a time
         self.e, self.d, self.z = config.enc_size, config.dec_size, config.z_size
         self.image = config.image_shape
-        # Of what is read, what changes from glimpse to glimpse; see `weights_of`.
+        # Of what is read, what changes from glimpse to glimpse; see `_weights`.
         self.r = model.read.features - (math.prod(self.image) if isinstance(model.read, FullRead) else 0)
         self.raw = 5 if self.kernels.read_n else 0  # where the write head's outputs begin in those of all heads
 
