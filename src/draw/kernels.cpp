@@ -19,7 +19,26 @@
 
 namespace {
 
-constexpr int c = CHANNELS, h = HEIGHT, w = WIDTH, pixels = c * h * w;
+// A line of pixels is filled up to whole vectors of LANES floats, for each of which the compiler takes as many registers
+// as it needs.
+constexpr int whole(int size) { return (size + LANES - 1) / LANES * LANES; }
+constexpr int c = CHANNELS, h = HEIGHT, w = WIDTH, line = whole(w), column = whole(h), pixels = c * h * line;
+
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+inline const Lanes* lanes(const float* at) { return reinterpret_cast<const Lanes*>(at); }
+inline Lanes* lanes(float* at) { return reinterpret_cast<Lanes*>(at); }
+
+inline float sum(Lanes v) {
+  typedef float Half __attribute__((vector_size(2 * LANES)));
+  typedef float Quarter __attribute__((vector_size(LANES)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  halves[0] += halves[1];
+  Quarter quarters[2];
+  std::memcpy(quarters, halves, sizeof quarters);
+  quarters[0] += quarters[1];
+  return (quarters[0][0] + quarters[0][1]) + (quarters[0][2] + quarters[0][3]);
+}
 
 // exp to 2 units in the last place, flushed to 0 below -87; written out because a library call would not vectorise.
 inline float exp_(float v) {
@@ -57,18 +76,22 @@ inline float nearest_pixel(float mu, int size) {
   return a0 < 0 ? 0.0f : a0 > size - 1 ? size - 1.0f : a0;
 }
 
-// Eqs. 19-20, 25-26: F (n, size).
+// Below this, relative to a filter's largest value, its tails are zero: products of them would be denormal, and slow.
+constexpr float NEGLIGIBLE = 1e-12f;
+
+// Eqs. 19-20, 25-26: F (n, size), rows filled up with zeros.
 template <int n, int size>
 void filters(float g, const Window& window, float* F) {
-  for (int i = 0; i < n; i++, F += size) {
+  for (int i = 0; i < n; i++, F += whole(size)) {
     float mu = g + (i - (n - 1) / 2.0f) * window.delta, a0 = nearest_pixel(mu, size), k = 0.5f * (1.0f / window.sigma2);
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int a = 0; a < size; a++) {
-      F[a] = exp_(-(a - a0) * (a + a0 - 2 * mu) * k);
+    for (int a = 0; a < whole(size); a++) {
+      float f = exp_(-(a - a0) * (a + a0 - 2 * mu) * k);
+      F[a] = a < size && f > NEGLIGIBLE ? f : 0.0f;
       sum += F[a];
     }
-    for (int a = 0; a < size; a++) F[a] /= sum;
+    for (int a = 0; a < whole(size); a++) F[a] /= sum;
   }
 }
 
@@ -76,13 +99,13 @@ void filters(float g, const Window& window, float* F) {
 template <int n, int size>
 void filters_backward(float g, const Window& window, const float* F, const float* dF, float& dg, float& dlog_delta,
                       float& dlog_sigma2) {
-  for (int i = 0; i < n; i++, F += size, dF += size) {
+  for (int i = 0; i < n; i++, F += whole(size), dF += whole(size)) {
     float offset = i - (n - 1) / 2.0f, mu = g + offset * window.delta, a0 = nearest_pixel(mu, size);
     float k = 0.5f * (1.0f / window.sigma2), dot = 0, dmu = 0, dk = 0;
 #pragma omp simd reduction(+ : dot)
-    for (int a = 0; a < size; a++) dot += F[a] * dF[a];
+    for (int a = 0; a < whole(size); a++) dot += F[a] * dF[a];
 #pragma omp simd reduction(+ : dmu, dk)
-    for (int a = 0; a < size; a++) {
+    for (int a = 0; a < whole(size); a++) {
       float dE = F[a] * (dF[a] - dot);
       dmu += dE * (a - a0);
       dk += dE * (a - a0) * (a + a0 - 2 * mu);
@@ -94,44 +117,10 @@ void filters_backward(float g, const Window& window, const float* F, const float
   }
 }
 
-// out (p, r) += A (p, q) B (q, r)
-template <int p, int q, int r>
-inline void product(const float* A, const float* B, float* out) {
-  for (int i = 0; i < p; i++)
-    for (int j = 0; j < q; j++) {
-      float value = A[i * q + j];
-#pragma omp simd
-      for (int k = 0; k < r; k++) out[i * r + k] += value * B[j * r + k];
-    }
-}
-
-// out (p, r) += scale A (p, q) B (r, q)^T
-template <int p, int q, int r>
-inline void product_t(const float* A, const float* B, float scale, float* out) {
-  for (int i = 0; i < p; i++)
-    for (int k = 0; k < r; k++) {
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int j = 0; j < q; j++) sum += A[i * q + j] * B[k * q + j];
-      out[i * r + k] += scale * sum;
-    }
-}
-
-// out (q, r) += A (p, q)^T B (p, r)
-template <int p, int q, int r>
-inline void t_product(const float* A, const float* B, float scale, float* out) {
-  for (int j = 0; j < q; j++)
-    for (int i = 0; i < p; i++) {
-      float value = scale * A[i * q + j];
-#pragma omp simd
-      for (int k = 0; k < r; k++) out[j * r + k] += value * B[i * r + k];
-    }
-}
-
 template <int n>
 struct Attention {  // a window and its filters
   Window window;
-  float F_X[n * w], F_Y[n * h];
+  float F_X[n * line], F_Y[n * column];
   explicit Attention(const float* raw) : window(raw, n) {
     filters<n, w>(window.g_X, window, F_X);
     filters<n, h>(window.g_Y, window, F_Y);
@@ -149,6 +138,77 @@ struct Attention {  // a window and its filters
   }
 };
 
+// The products of filters with a channel or a patch, a vector of pixels at a time. A patch is (n, n), rows are (n, w).
+
+// rows = F_Y channel
+template <int n>
+inline void rows_of_channel(const float* F_Y, const float* channel, float* rows) {
+  for (int k = 0; k < line; k += LANES) {
+    Lanes sums[n] = {};
+    for (int y = 0; y < h; y++)
+      for (int i = 0; i < n; i++) sums[i] += F_Y[i * column + y] * *lanes(channel + y * line + k);
+    for (int i = 0; i < n; i++) *lanes(rows + i * line + k) = sums[i];
+  }
+}
+
+// rows = patch F_X
+template <int n>
+inline void rows_of_patch(const float* patch, const float* F_X, float* rows) {
+  for (int k = 0; k < line; k += LANES)
+    for (int i = 0; i < n; i++) {
+      Lanes sum = {};
+      for (int j = 0; j < n; j++) sum += patch[i * n + j] * *lanes(F_X + j * line + k);
+      *lanes(rows + i * line + k) = sum;
+    }
+}
+
+// patch = scale rows F_X^T
+template <int n>
+inline void patch_of_rows(const float* rows, const float* F_X, float scale, float* patch) {
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++) {
+      Lanes sums = {};
+      for (int k = 0; k < line; k += LANES) sums += *lanes(rows + i * line + k) * *lanes(F_X + j * line + k);
+      patch[i * n + j] = scale * sum(sums);
+    }
+}
+
+// channel += scale F_Y^T rows
+template <int n>
+inline void add_channel_of_rows(const float* F_Y, const float* rows, float scale, float* channel) {
+  for (int k = 0; k < line; k += LANES) {
+    Lanes scaled[n];
+    for (int i = 0; i < n; i++) scaled[i] = scale * *lanes(rows + i * line + k);
+    for (int y = 0; y < h; y++) {
+      Lanes sum = {};
+      for (int i = 0; i < n; i++) sum += F_Y[i * column + y] * scaled[i];
+      *lanes(channel + y * line + k) += sum;
+    }
+  }
+}
+
+// dF_X += scale patch^T rows
+template <int n>
+inline void add_filters_x(const float* patch, const float* rows, float scale, float* dF_X) {
+  for (int k = 0; k < line; k += LANES)
+    for (int j = 0; j < n; j++) {
+      Lanes sum = {};
+      for (int i = 0; i < n; i++) sum += patch[i * n + j] * *lanes(rows + i * line + k);
+      *lanes(dF_X + j * line + k) += scale * sum;
+    }
+}
+
+// dF_Y += scale rows channel^T
+template <int n>
+inline void add_filters_y(const float* rows, const float* channel, float scale, float* dF_Y) {
+  for (int y = 0; y < h; y++)
+    for (int i = 0; i < n; i++) {
+      Lanes sums = {};
+      for (int k = 0; k < line; k += LANES) sums += *lanes(rows + i * line + k) * *lanes(channel + y * line + k);
+      dF_Y[i * column + y] += scale * sum(sums);
+    }
+}
+
 inline void error_image(const float* x, const float* canvas, float* x_hat) {  // eq. 3
 #pragma omp simd
   for (int i = 0; i < pixels; i++) x_hat[i] = x[i] - sigmoid(canvas[i]);
@@ -159,33 +219,28 @@ template <int n>
 void read_patches(const float* x, const float* x_hat, const float* raw, float* r) {
   Attention<n> at(raw);
   for (int k = 0; k < 2 * c; k++, r += n * n) {
-    const float* channel = k < c ? x + k * h * w : x_hat + (k - c) * h * w;
-    float rows[n * w] = {};
-    product<n, h, w>(at.F_Y, channel, rows);
-    std::fill(r, r + n * n, 0.0f);
-    product_t<n, w, n>(rows, at.F_X, at.window.gamma, r);  // 27
+    const float* channel = k < c ? x + k * h * line : x_hat + (k - c) * h * line;
+    float rows[n * line];
+    rows_of_channel<n>(at.F_Y, channel, rows);
+    patch_of_rows<n>(rows, at.F_X, at.window.gamma, r);  // 27
   }
 }
 
-// The gradient of `read_patches` by the window's raw values and by the error image.
+// The gradient of `read_patches` by the window's raw values, and by the error image, which is added to dx_hat.
 template <int n>
 void read_patches_backward(const float* x, const float* x_hat, const float* raw, const float* r, const float* dr,
                            float* draw, float* dx_hat) {
   Attention<n> at(raw);
-  float dF_X[n * w] = {}, dF_Y[n * h] = {}, dlog_gamma = 0;
-  std::fill(dx_hat, dx_hat + pixels, 0.0f);
+  float dF_X[n * line] = {}, dF_Y[n * column] = {}, dlog_gamma = 0, gamma = at.window.gamma;
   for (int k = 0; k < 2 * c; k++, r += n * n, dr += n * n) {
-    const float* channel = k < c ? x + k * h * w : x_hat + (k - c) * h * w;
-    float G[n * n], rows[n * w] = {}, drows[n * w] = {};
-    for (int i = 0; i < n * n; i++) {
-      G[i] = at.window.gamma * dr[i];
-      dlog_gamma += dr[i] * r[i];
-    }
-    product<n, h, w>(at.F_Y, channel, rows);
-    t_product<n, n, w>(G, rows, 1.0f, dF_X);
-    product<n, n, w>(G, at.F_X, drows);
-    product_t<n, w, h>(drows, channel, 1.0f, dF_Y);
-    if (k >= c) t_product<n, h, w>(at.F_Y, drows, 1.0f, dx_hat + (k - c) * h * w);
+    const float* channel = k < c ? x + k * h * line : x_hat + (k - c) * h * line;
+    float rows[n * line], drows[n * line];
+    for (int i = 0; i < n * n; i++) dlog_gamma += dr[i] * r[i];
+    rows_of_channel<n>(at.F_Y, channel, rows);
+    rows_of_patch<n>(dr, at.F_X, drows);
+    add_filters_x<n>(dr, rows, gamma, dF_X);
+    add_filters_y<n>(drows, channel, gamma, dF_Y);
+    if (k >= c) add_channel_of_rows<n>(at.F_Y, drows, gamma, dx_hat + (k - c) * h * line);
   }
   at.backward(dF_X, dF_Y, dlog_gamma, draw);
 }
@@ -195,9 +250,9 @@ template <int n>
 void write_patch(const float* head, float* canvas) {
   Attention<n> at(head);
   for (int k = 0; k < c; k++) {
-    float rows[n * w] = {};
-    product<n, n, w>(head + 5 + k * n * n, at.F_X, rows);
-    t_product<n, h, w>(at.F_Y, rows, 1.0f / at.window.gamma, canvas + k * h * w);  // 29
+    float rows[n * line];
+    rows_of_patch<n>(head + 5 + k * n * n, at.F_X, rows);
+    add_channel_of_rows<n>(at.F_Y, rows, 1.0f / at.window.gamma, canvas + k * h * line);  // 29
   }
 }
 
@@ -205,16 +260,15 @@ void write_patch(const float* head, float* canvas) {
 template <int n>
 void write_patch_backward(const float* head, const float* dcanvas, float* dhead) {
   Attention<n> at(head);
-  float dF_X[n * w] = {}, dF_Y[n * h] = {}, scale = 1.0f / at.window.gamma, dlog_gamma = 0;
-  std::fill(dhead + 5, dhead + 5 + c * n * n, 0.0f);
+  float dF_X[n * line] = {}, dF_Y[n * column] = {}, scale = 1.0f / at.window.gamma, dlog_gamma = 0;
   for (int k = 0; k < c; k++) {
-    const float *patch = head + 5 + k * n * n, *dstroke = dcanvas + k * h * w;
-    float rows[n * w] = {}, seen[n * w] = {}, *dpatch = dhead + 5 + k * n * n;
-    product<n, n, w>(patch, at.F_X, rows);
-    product<n, h, w>(at.F_Y, dstroke, seen);
-    product_t<n, w, n>(seen, at.F_X, scale, dpatch);
-    t_product<n, n, w>(patch, seen, scale, dF_X);
-    product_t<n, w, h>(rows, dstroke, scale, dF_Y);
+    const float *patch = head + 5 + k * n * n, *dstroke = dcanvas + k * h * line;
+    float rows[n * line], seen[n * line], *dpatch = dhead + 5 + k * n * n;
+    rows_of_patch<n>(patch, at.F_X, rows);
+    rows_of_channel<n>(at.F_Y, dstroke, seen);
+    patch_of_rows<n>(seen, at.F_X, scale, dpatch);
+    add_filters_x<n>(patch, seen, scale, dF_X);
+    add_filters_y<n>(rows, dstroke, scale, dF_Y);
     for (int i = 0; i < n * n; i++) dlog_gamma -= dpatch[i] * patch[i];
   }
   at.backward(dF_X, dF_Y, dlog_gamma, dhead);
@@ -224,7 +278,7 @@ inline int64_t row(int m, int stride) { return static_cast<int64_t>(m) * stride;
 
 }  // namespace
 
-// Eqs. 3-4: r (b, 2 c n n), or without attention the error image (b, c h w).
+// Eqs. 3-4: r (b, 2 c n n), or without attention the error image (b, c h w), its lines not filled up.
 EXPORT void read_forward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, float* r,
                          int r_stride) {
 #pragma omp parallel
@@ -232,13 +286,13 @@ EXPORT void read_forward(int b, const float* x, const float* canvas, const float
     std::vector<float> x_hat(pixels);
 #pragma omp for
     for (int m = 0; m < b; m++) {
-      const float *image = x + row(m, pixels), *drawn = canvas + row(m, pixels);
+      const float* image = x + row(m, pixels);
       float* out = r + row(m, r_stride);
+      error_image(image, canvas + row(m, pixels), x_hat.data());
       if constexpr (READ_N > 0) {
-        error_image(image, drawn, x_hat.data());
         read_patches<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), out);
       } else {
-        error_image(image, drawn, out);
+        for (int y = 0; y < c * h; y++) std::copy_n(x_hat.data() + y * line, w, out + y * w);
       }
     }
   }
@@ -252,19 +306,20 @@ EXPORT void read_backward(int b, const float* x, const float* canvas, const floa
     std::vector<float> x_hat(pixels), dx_hat(pixels);
 #pragma omp for
     for (int m = 0; m < b; m++) {
-      const float *image = x + row(m, pixels), *drawn = canvas + row(m, pixels);
-      error_image(image, drawn, x_hat.data());
-      const float* d = dr + row(m, dr_stride);
+      const float *image = x + row(m, pixels), *d = dr + row(m, dr_stride);
+      error_image(image, canvas + row(m, pixels), x_hat.data());
+      std::fill(dx_hat.begin(), dx_hat.end(), 0.0f);
       if constexpr (READ_N > 0) {
-        read_patches_backward<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), r + row(m, r_stride),
-                                      dr + row(m, dr_stride), draw + row(m, draw_stride), dx_hat.data());
-        d = dx_hat.data();
+        read_patches_backward<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), r + row(m, r_stride), d,
+                                      draw + row(m, draw_stride), dx_hat.data());
+      } else {
+        for (int y = 0; y < c * h; y++) std::copy_n(d + y * w, w, dx_hat.data() + y * line);
       }
       float* out = dcanvas + row(m, pixels);
 #pragma omp simd
       for (int i = 0; i < pixels; i++) {
         float p = image[i] - x_hat[i];  // sigmoid(canvas)
-        out[i] -= d[i] * p * (1 - p);
+        out[i] -= dx_hat[i] * p * (1 - p);
       }
     }
   }
@@ -276,11 +331,12 @@ EXPORT void write_forward(int b, const float* head, int head_stride, const float
   for (int m = 0; m < b; m++) {
     const float *out = head + row(m, head_stride), *before = canvas + row(m, pixels);
     float* after = next + row(m, pixels);
+    std::copy(before, before + pixels, after);
     if constexpr (WRITE_N > 0) {
-      std::copy(before, before + pixels, after);
       write_patch<WRITE_N>(out, after);
     } else {
-      for (int i = 0; i < pixels; i++) after[i] = before[i] + out[i];
+      for (int y = 0; y < c * h; y++)
+        for (int x = 0; x < w; x++) after[y * line + x] += out[y * w + x];
     }
   }
 }
@@ -295,7 +351,7 @@ EXPORT void write_backward(int b, const float* head, int head_stride, const floa
     if constexpr (WRITE_N > 0) {
       write_patch_backward<WRITE_N>(head + row(m, head_stride), d, out);
     } else {
-      std::copy(d, d + pixels, out);
+      for (int y = 0; y < c * h; y++) std::copy_n(d + y * line, w, out + y * w);
     }
   }
 }

@@ -21,9 +21,11 @@ from draw.sources import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+LANES = 16  # floats of a vector in kernels.cpp, on any processor
 CUDA_SOURCE = Path(__file__).with_name("glimpses.cu")
 CUDA_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC")
-OPTIONAL = ("-march=native", "-fopenmp")  # tried first; a compiler without them makes slower kernels
+# Tried first; a compiler without them makes slower kernels.
+OPTIONAL = ("-march=native", "-fopenmp", "-mprefer-vector-width=512")
 
 
 class Sizes(NamedTuple):
@@ -87,7 +89,8 @@ def load(sizes: Sizes) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise UserError("no C++ compiler (c++, g++ or clang++; CXX can name one)")
-    commands = [[compiler, *FLAGS, *optional, *macros(sizes)] for optional in (OPTIONAL, OPTIONAL[:1], ())]
+    always = [*FLAGS, *macros(sizes), f"-DLANES={LANES}"]
+    commands = [[compiler, *OPTIONAL[:count], *always] for count in (3, 2, 1, 0)]
     return _loaded(SOURCE, commands, _processor())
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.distributions import Bernoulli, StandardNormal, rsample
-from draw.kernels import Sizes, load
+from draw.kernels import LANES, Sizes, load
 from draw.model import DRAW, LSTM
 from draw.types import Gaussian, Latent, State, Unroll
 
@@ -135,6 +135,13 @@ class _Plan:
         self.r = model.read.features - (math.prod(self.image) if isinstance(model.read, FullRead) else 0)
         self.raw = 5 if self.kernels.read_n else 0  # where the write head's outputs begin in those of all heads
 
+    def filled(self, images: Tensor) -> Tensor:
+        """A copy, each line of pixels filled up with zeros to whole vectors."""
+        width = images.shape[-1]
+        filled = images.new_zeros(*images.shape[:-1], -(-width // LANES) * LANES)
+        filled[..., :width] = images
+        return filled
+
 
 class Glimpses(torch.autograd.Function):
     """Eqs. 3-8, glimpse after glimpse. What feeds a product lies as the product wants it, glimpse by glimpse:
@@ -151,7 +158,7 @@ class Glimpses(torch.autograd.Function):
         state, weights = tensors[:5], tensors[5:]
         e, d, z, r = plan.e, plan.d, plan.z, plan.r
         steps, b = eps.shape[:2]
-        x, eps = x.contiguous(), eps.contiguous()
+        x, eps = plan.filled(x), eps.contiguous()
         enc_bias, dec_bias = weights[1], weights[3]  # added by the kernels
         enc, dec, post, head = (
             _Product(weight, plan.precision, bias)
@@ -162,13 +169,13 @@ class Glimpses(torch.autograd.Function):
         new = functools.partial(torch.empty, dtype=x.dtype)
         enc_in, dec_in, heads = new(rows, b, r + d + e), new(rows, b, z + d), new(rows, b, len(head.weight))
         gates_enc, gates_dec = new(rows, b, 4 * e), new(rows, b, 4 * d)
-        s_enc, s_dec, canvas = new(rows, b, e), new(rows, b, d), new(rows, b, math.prod(plan.image))
+        s_enc, s_dec, canvas = new(rows, b, e), new(rows, b, d), new(rows, *x.shape)
         q = new(steps, b, 2 * z)
         h_enc, h_dec = enc_in[..., r + d :], enc_in[..., r : r + d]
 
         h_enc[0], s_enc[0], h_dec[0], s_dec[0] = state[:4]
         dec_in[0, :, z:] = state[2]
-        canvas[0] = state[4].flatten(1)
+        canvas[0] = plan.filled(state[4])
         head(h_dec[0], heads[0])
         for t in range(steps):
             now, next = t % rows, (t + 1) % rows
@@ -195,8 +202,8 @@ class Glimpses(torch.autograd.Function):
             ctx.save_for_backward(
                 x, eps, enc_in, dec_in, heads, gates_enc, gates_dec, s_enc, s_dec, canvas, q, *weights[::2]
             )
-        after = (h_enc[last], s_enc[last], h_dec[last], s_dec[last], canvas[last].view(b, *plan.image))
-        return *(value.clone() for value in after), *q.chunk(2, dim=-1)
+        after = (h_enc[last], s_enc[last], h_dec[last], s_dec[last], canvas[last, ..., : plan.image[-1]])
+        return *(value.clone(memory_format=torch.contiguous_format) for value in after), *q.chunk(2, dim=-1)
 
     @staticmethod
     @once_differentiable
@@ -218,9 +225,8 @@ class Glimpses(torch.autograd.Function):
         d_heads[steps, :, :raw], d_heads[0, :, raw:] = 0, 0  # the last read and the first write are of no glimpse
         # Gradients of the last state and of q, in the places where a glimpse later's would lie.
         d_enc_in[:, r + d :], d_enc_in[:, r : r + d] = grads[0], grads[2]
-        d_s_enc, d_s_dec, d_canvas = (
-            grad.clone(memory_format=torch.contiguous_format) for grad in (grads[1], grads[3], grads[4])
-        )
+        d_s_enc, d_s_dec = (grad.clone(memory_format=torch.contiguous_format) for grad in grads[1:4:2])
+        d_canvas = plan.filled(grads[4])
         d_q = torch.cat(grads[5:], dim=-1)
         for t in reversed(range(steps)):
             kernels.write_backward(b, *_rows(heads[t + 1, :, raw:]), _at(d_canvas), *_rows(d_heads[t + 1, :, raw:]))
@@ -243,7 +249,7 @@ class Glimpses(torch.autograd.Function):
             )  # fmt: skip
         head.back(d_heads[0], d_h_dec)
         d_h_dec += d_enc_in[:, r : r + d] + d_dec_in[:, z:]
-        d_state = (d_enc_in[:, r + d :].clone(), d_s_enc, d_h_dec, d_s_dec, d_canvas.view(b, *plan.image))
+        d_state = (d_enc_in[:, r + d :].clone(), d_s_enc, d_h_dec, d_s_dec, d_canvas[..., : plan.image[-1]])
         # The gates have become the gradients of their inputs.
         d_weights = (
             enc.weight_grad(gates_enc[:steps], enc_in[:steps]),
