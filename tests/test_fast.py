@@ -50,7 +50,7 @@ PATHS = {
 
 
 def float_model(kind="attention", **changes):
-    return random_model(dtype=torch.float32, **(KINDS[kind] | {"steps": 7} | changes))
+    return random_model(dtype=torch.float32, **({"steps": 7} | KINDS[kind] | changes))
 
 
 def outcome(model, eps, x, unroll):
@@ -109,7 +109,7 @@ def test_kernel_gradients_are_those_of_float64(kind):
     model = float_model(kind)
     eps, x = inputs(model, 3)
     _, _, given = outcome(model, eps, x, native.unroll_for(model))
-    double = random_model(**(KINDS[kind] | {"steps": 7}))
+    double = random_model(**({"steps": 7} | KINDS[kind]))
     _, _, wanted = outcome(double, eps.double(), x.double(), None)
     for name, gradient in wanted.items():
         agree(given[name].double(), gradient, 1e-4)

@@ -20,7 +20,7 @@ LAYERS = (
     ("model", "pictures", "shards", "two_digits"),
     ("data", "objective", "checkpoint", "render"),
     ("native", "deferred", "packing"),
-    ("cuda",),
+    ("cpu", "cuda"),
     ("fast",),
     ("training", "evaluation", "figures", "curves", "export"),
     ("run", "results"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from draw import cuda, deferred, native
+from draw import cpu, cuda, deferred, kernels, native
 from draw.config import SpeedConfig
 from draw.errors import UserError
 from draw.model import DRAW
@@ -65,7 +65,7 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
     if kind == "cpu" and native.supports(model):
         if speed.compile == "on" or _repays_compiling(model, images):
             try:
-                return native.unroll_for(model, precision)
+                return _with_kernels(model, precision)
             except UserError as error:
                 if speed.compile == "on":
                     raise
@@ -74,6 +74,15 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
         what = "this device" if kind != "cpu" else "a model with pieces other than the paper's"
         raise UserError(f"compile on: there is no fast path for {what}; leave it at auto")
     return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
+
+
+def _with_kernels(model: DRAW, precision: torch.dtype) -> Unroll:
+    if precision == torch.bfloat16 and cpu.supports(model) and kernels.has_matrix_unit():
+        try:
+            return cpu.unroll_for(model)
+        except UserError as error:
+            log.warning("draw: glimpse by glimpse, which takes about twice the time: %s", error)
+    return native.unroll_for(model, precision)
 
 
 def _in_tf32(function: Callable[P, R]) -> Callable[P, R]:

@@ -19,25 +19,26 @@
 
 namespace {
 
-// A line of pixels is filled up to whole vectors of LANES floats, for each of which the compiler takes as many registers
-// as it needs.
-constexpr int whole(int size) { return (size + LANES - 1) / LANES * LANES; }
+// A line of pixels is filled up to a multiple of FILL floats, the longest vector of any processor.
+constexpr int whole(int size) { return (size + FILL - 1) / FILL * FILL; }
 constexpr int c = CHANNELS, h = HEIGHT, w = WIDTH, line = whole(w), column = whole(h), pixels = c * h * line;
 
+#ifdef __AVX512F__
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;  // in as many registers as it takes
+#endif
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 inline const Lanes* lanes(const float* at) { return reinterpret_cast<const Lanes*>(at); }
 inline Lanes* lanes(float* at) { return reinterpret_cast<Lanes*>(at); }
 
 inline float sum(Lanes v) {
-  typedef float Half __attribute__((vector_size(2 * LANES)));
-  typedef float Quarter __attribute__((vector_size(LANES)));
-  Half halves[2];
-  std::memcpy(halves, &v, sizeof v);
-  halves[0] += halves[1];
-  Quarter quarters[2];
-  std::memcpy(quarters, halves, sizeof quarters);
-  quarters[0] += quarters[1];
-  return (quarters[0][0] + quarters[0][1]) + (quarters[0][2] + quarters[0][3]);
+  typedef float Four __attribute__((vector_size(16)));
+  Four parts[LANES / 4];
+  std::memcpy(parts, &v, sizeof v);
+  for (int count = LANES / 8; count; count /= 2)
+    for (int i = 0; i < count; i++) parts[i] += parts[i + count];
+  return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 // exp to 2 units in the last place, flushed to 0 below -87; written out because a library call would not vectorise.
@@ -274,6 +275,45 @@ void write_patch_backward(const float* head, const float* dcanvas, float* dhead)
   at.backward(dF_X, dF_Y, dlog_gamma, dhead);
 }
 
+// A gate as it is kept for the backward pass: as it is, or as a fraction of 16 bits, since gates lie in [-1, 1].
+inline void keep(float gate, float& kept) { kept = gate; }
+inline void keep(float gate, int16_t& kept) { kept = static_cast<int16_t>(std::nearbyint(gate * 32767.0f)); }
+inline float gate(float kept) { return kept; }
+inline float gate(int16_t kept) { return kept * (1.0f / 32767.0f); }
+
+// One image's step of an LSTM of k units: from the gates' inputs less their bias to the gates [i, f, g, o], the memory
+// after it and the output.
+template <class Gate>
+inline void lstm_of(int k, const float* in, const float* bias, const float* before, Gate* gates, float* after, float* out) {
+#pragma omp simd
+  for (int u = 0; u < k; u++) {
+    float i = sigmoid(in[u] + bias[u]), f = sigmoid(in[k + u] + bias[k + u]);
+    float g = tanh_(in[2 * k + u] + bias[2 * k + u]), o = sigmoid(in[3 * k + u] + bias[3 * k + u]);
+    after[u] = f * before[u] + i * g;
+    out[u] = o * tanh_(after[u]);
+    keep(i, gates[u]), keep(f, gates[k + u]), keep(g, gates[2 * k + u]), keep(o, gates[3 * k + u]);
+  }
+}
+
+// Its gradient: din is that of the gates' inputs, ds becomes that of the memory before. The output's is the sum of two
+// or three parts.
+template <class Gate>
+inline void lstm_backward_of(int k, const Gate* gates, const float* before, const float* after, const float* dh,
+                             const float* dh2, const float* dh3, float* ds, float* din) {
+  const float third = dh3 ? 1.0f : 0.0f, *d3 = dh3 ? dh3 : dh2;
+#pragma omp simd
+  for (int u = 0; u < k; u++) {
+    float i = gate(gates[u]), f = gate(gates[k + u]), g = gate(gates[2 * k + u]), o = gate(gates[3 * k + u]);
+    float dout = dh[u] + dh2[u] + third * d3[u], tanh_s = tanh_(after[u]);
+    float dafter = ds[u] + dout * o * (1 - tanh_s * tanh_s);
+    ds[u] = dafter * f;
+    din[u] = dafter * g * i * (1 - i);
+    din[k + u] = dafter * before[u] * f * (1 - f);
+    din[2 * k + u] = dafter * i * (1 - g * g);
+    din[3 * k + u] = dout * tanh_s * o * (1 - o);
+  }
+}
+
 inline int64_t row(int m, int stride) { return static_cast<int64_t>(m) * stride; }
 
 }  // namespace
@@ -362,47 +402,20 @@ EXPORT void lstm_forward(int b, int k, const float* bias, int bias_stride, float
                          float* h, int h_stride, float* h2, int h2_stride) {
 #pragma omp parallel for
   for (int m = 0; m < b; m++) {
-    float* i = gates + row(m, 4 * k);
-    float *f = i + k, *g = f + k, *o = g + k;
-    const float *before = s + row(m, k), *add = bias + row(m, bias_stride);
-    float *after = s_next + row(m, k), *out = h + row(m, h_stride);
-#pragma omp simd
-    for (int u = 0; u < k; u++) {
-      i[u] = sigmoid(i[u] + add[u]);
-      f[u] = sigmoid(f[u] + add[k + u]);
-      g[u] = tanh_(g[u] + add[2 * k + u]);
-      o[u] = sigmoid(o[u] + add[3 * k + u]);
-      after[u] = f[u] * before[u] + i[u] * g[u];
-      out[u] = o[u] * tanh_(after[u]);
-    }
+    float *of = gates + row(m, 4 * k), *out = h + row(m, h_stride);
+    lstm_of(k, of, bias + row(m, bias_stride), s + row(m, k), of, s_next + row(m, k), out);
     if (h2) std::memcpy(h2 + row(m, h2_stride), out, k * sizeof(float));
   }
 }
 
-// The gradient of `lstm_forward`: the gates become the gradients of their inputs, ds that of the memory before. The
-// output's gradient is the sum of two or three parts.
+// The gradient of `lstm_forward`: the gates become the gradients of their inputs, ds that of the memory before.
 EXPORT void lstm_backward(int b, int k, float* gates, const float* s, const float* s_next, const float* dh, int dh_stride,
                           const float* dh2, int dh2_stride, const float* dh3, int dh3_stride, float* ds) {
 #pragma omp parallel for
   for (int m = 0; m < b; m++) {
-    float* i = gates + row(m, 4 * k);
-    float *f = i + k, *g = f + k, *o = g + k;
-    const float *before = s + row(m, k), *after = s_next + row(m, k);
-    const float *d1 = dh + row(m, dh_stride), *d2 = dh2 + row(m, dh2_stride);
-    const float* d3 = dh3 ? dh3 + row(m, dh3_stride) : d2;
-    float *d = ds + row(m, k), third = dh3 ? 1.0f : 0.0f;
-#pragma omp simd
-    for (int u = 0; u < k; u++) {
-      float dout = d1[u] + d2[u] + third * d3[u], tanh_s = tanh_(after[u]);
-      float dafter = d[u] + dout * o[u] * (1 - tanh_s * tanh_s);
-      float di = dafter * g[u] * i[u] * (1 - i[u]), df = dafter * before[u] * f[u] * (1 - f[u]);
-      float dg = dafter * i[u] * (1 - g[u] * g[u]), dgate = dout * tanh_s * o[u] * (1 - o[u]);
-      d[u] = dafter * f[u];
-      i[u] = di;
-      f[u] = df;
-      g[u] = dg;
-      o[u] = dgate;
-    }
+    float* of = gates + row(m, 4 * k);
+    lstm_backward_of(k, of, s + row(m, k), s_next + row(m, k), dh + row(m, dh_stride), dh2 + row(m, dh2_stride),
+                     dh3 ? dh3 + row(m, dh3_stride) : nullptr, ds + row(m, k), of);
   }
 }
 

@@ -21,7 +21,8 @@ from draw.sources import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-LANES = 16  # floats of a vector in kernels.cpp, on any processor
+GLIMPSES_SOURCE = Path(__file__).with_name("glimpses.cpp")
+FILL = 16  # floats to whole multiples of which the kernels have lines of pixels filled up
 CUDA_SOURCE = Path(__file__).with_name("glimpses.cu")
 CUDA_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC")
 # Tried first; a compiler without them makes slower kernels.
@@ -53,6 +54,19 @@ def _first_found(*programs: str | None) -> str | None:
     return next((path for program in programs if program and (path := shutil.which(program))), None)
 
 
+class GlimpsesSizes(NamedTuple):
+    """What the kernels of glimpses.cpp are compiled for."""
+
+    channels: int
+    height: int
+    width: int
+    read_n: int
+    write_n: int
+    enc_size: int
+    dec_size: int
+    z_size: int
+
+
 class CudaSizes(NamedTuple):
     """What the kernels of glimpses.cu are compiled for."""
 
@@ -64,19 +78,25 @@ class CudaSizes(NamedTuple):
     z_size: int
 
 
-def macros(sizes: Sizes | CudaSizes) -> tuple[str, ...]:
+def macros(sizes: Sizes | GlimpsesSizes | CudaSizes) -> tuple[str, ...]:
     """The compiler's flags that name the sizes."""
     return tuple(f"-D{name.upper()}={value}" for name, value in sizes._asdict().items())
 
 
 def _processor() -> str:
-    machine = platform.machine() + platform.processor()
-    if sys.platform == "linux":  # what -march=native depends on
-        flags = (
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
-        )
-        machine += next(flags, "")
-    return machine
+    return platform.machine() + platform.processor() + _processor_flags()  # what -march=native depends on
+
+
+def _processor_flags() -> str:
+    if sys.platform != "linux":
+        return ""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def has_matrix_unit() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 by itself (Intel's AMX), and the system lets it."""
+    return "amx_bf16" in _processor_flags().split()
 
 
 @functools.cache
@@ -86,12 +106,22 @@ def load(sizes: Sizes) -> ctypes.CDLL:
     Raises:
         UserError: If there is no compiler, or it fails.
     """
+    return _loaded_on_cpu(sizes, SOURCE)
+
+
+@functools.cache
+def load_glimpses(sizes: GlimpsesSizes) -> ctypes.CDLL:
+    """The CPU's kernels for all glimpses at once, likewise: some five seconds."""
+    return _loaded_on_cpu(sizes, GLIMPSES_SOURCE, SOURCE)
+
+
+def _loaded_on_cpu(sizes: Sizes | GlimpsesSizes, *sources: Path) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise UserError("no C++ compiler (c++, g++ or clang++; CXX can name one)")
-    always = [*FLAGS, *macros(sizes), f"-DLANES={LANES}"]
+    always = [*FLAGS, *macros(sizes), f"-DFILL={FILL}"]
     commands = [[compiler, *OPTIONAL[:count], *always] for count in (3, 2, 1, 0)]
-    return _loaded(SOURCE, commands, _processor())
+    return _loaded(sources, commands, _processor())
 
 
 @functools.cache
@@ -108,12 +138,17 @@ def load_cuda(sizes: CudaSizes, capability: tuple[int, int]) -> ctypes.CDLL:
     if compiler is None:
         raise UserError("no CUDA compiler (nvcc; CUDA_HOME can say where CUDA is)")
     architecture = "-arch=sm_{}{}".format(*capability)
-    return _loaded(CUDA_SOURCE, [[compiler, *CUDA_FLAGS, architecture, *macros(sizes)]], platform.machine())
+    return _loaded((CUDA_SOURCE,), [[compiler, *CUDA_FLAGS, architecture, *macros(sizes)]], platform.machine())
 
 
-def _loaded(source: Path, commands: list[list[str]], machine: str) -> ctypes.CDLL:
-    """The library that the first command to succeed makes of a source, kept for all later processes."""
-    key = "\n".join([*(part for command in commands for part in command), machine]).encode() + source.read_bytes()
+def _loaded(sources: tuple[Path, ...], commands: list[list[str]], machine: str) -> ctypes.CDLL:
+    """The library that the first command to succeed makes of the first source, kept for all later processes.
+
+    The other sources are those that it includes.
+    """
+    source = sources[0]
+    key = "\n".join([*(part for command in commands for part in command), machine]).encode()
+    key += b"".join(path.read_bytes() for path in sources)
     library = cache_folder() / "kernels" / f"{source.stem}-{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
         _compile(source, commands, library)

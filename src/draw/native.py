@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.distributions import Bernoulli, StandardNormal, rsample
-from draw.kernels import LANES, Sizes, load
+from draw.kernels import FILL, Sizes, load
 from draw.model import DRAW, LSTM
 from draw.types import Gaussian, Latent, State, Unroll
 
@@ -121,6 +121,14 @@ def _weights(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
     return weight, linear(image, of_image, bias), *others
 
 
+def filled(images: Tensor) -> Tensor:
+    """A copy, each line of pixels filled up with zeros, as the kernels read them."""
+    width = images.shape[-1]
+    copy = images.new_zeros(*images.shape[:-1], -(-width // FILL) * FILL)
+    copy[..., :width] = images
+    return copy
+
+
 class _Plan:
     """What the walk over the glimpses needs to know of a model."""
 
@@ -134,13 +142,6 @@ class _Plan:
         # Of what is read, what changes from glimpse to glimpse; see `_weights`.
         self.r = model.read.features - (math.prod(self.image) if isinstance(model.read, FullRead) else 0)
         self.raw = 5 if self.kernels.read_n else 0  # where the write head's outputs begin in those of all heads
-
-    def filled(self, images: Tensor) -> Tensor:
-        """A copy, each line of pixels filled up with zeros to whole vectors."""
-        width = images.shape[-1]
-        filled = images.new_zeros(*images.shape[:-1], -(-width // LANES) * LANES)
-        filled[..., :width] = images
-        return filled
 
 
 class Glimpses(torch.autograd.Function):
@@ -158,7 +159,7 @@ class Glimpses(torch.autograd.Function):
         state, weights = tensors[:5], tensors[5:]
         e, d, z, r = plan.e, plan.d, plan.z, plan.r
         steps, b = eps.shape[:2]
-        x, eps = plan.filled(x), eps.contiguous()
+        x, eps = filled(x), eps.contiguous()
         enc_bias, dec_bias = weights[1], weights[3]  # added by the kernels
         enc, dec, post, head = (
             _Product(weight, plan.precision, bias)
@@ -175,7 +176,7 @@ class Glimpses(torch.autograd.Function):
 
         h_enc[0], s_enc[0], h_dec[0], s_dec[0] = state[:4]
         dec_in[0, :, z:] = state[2]
-        canvas[0] = plan.filled(state[4])
+        canvas[0] = filled(state[4])
         head(h_dec[0], heads[0])
         for t in range(steps):
             now, next = t % rows, (t + 1) % rows
@@ -226,7 +227,7 @@ class Glimpses(torch.autograd.Function):
         # Gradients of the last state and of q, in the places where a glimpse later's would lie.
         d_enc_in[:, r + d :], d_enc_in[:, r : r + d] = grads[0], grads[2]
         d_s_enc, d_s_dec = (grad.clone(memory_format=torch.contiguous_format) for grad in grads[1:4:2])
-        d_canvas = plan.filled(grads[4])
+        d_canvas = filled(grads[4])
         d_q = torch.cat(grads[5:], dim=-1)
         for t in reversed(range(steps)):
             kernels.write_backward(b, *_rows(heads[t + 1, :, raw:]), _at(d_canvas), *_rows(d_heads[t + 1, :, raw:]))

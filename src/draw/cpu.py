@@ -1,0 +1,194 @@
+"""The glimpses on the CPU in two calls, one forward and one backward, in bfloat16: see glimpses.cpp.
+
+What `DRAW.unroll` computes, with the factors of matrix products rounded to bfloat16, for processors with a matrix unit:
+nothing of a glimpse waits for Python, threads wait for each other once a pass, and memory is used again.
+"""
+
+import ctypes
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from draw import native
+from draw.errors import UserError
+from draw.kernels import GlimpsesSizes, load_glimpses
+from draw.model import DRAW
+from draw.native import filled, unroll_for_kernels
+from draw.types import Unroll
+
+BLOCK = 32  # rows and columns of a block of sums, to which the columns of factors are filled up
+BF16 = torch.bfloat16
+
+
+def supports(model: DRAW) -> bool:
+    """Whether the kernels know a model: the paper's pieces on the CPU, with hidden sizes that are multiples of 8."""
+    return native.supports(model) and model.config.enc_size % 8 == 0 and model.config.dec_size % 8 == 0
+
+
+def sizes_of(model: DRAW) -> GlimpsesSizes:
+    """What the kernels for a model are compiled for."""
+    c = model.config
+    return GlimpsesSizes(*native.sizes_of(model), c.enc_size, c.dec_size, c.z_size)
+
+
+def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
+    """The glimpses of a model that `supports` allows, by the kernels.
+
+    Args:
+        model: Its weights are read at each call.
+        library: The compiled kernels; by default those for this processor.
+
+    Raises:
+        UserError: If the kernels cannot be compiled, or the processor has no matrix unit.
+    """
+    if library is None:
+        library = load_glimpses(sizes_of(model))
+        if not library.draw_matrix_unit():
+            raise UserError("the processor's matrix unit cannot be used")
+    spare: list[dict[str, Tensor]] = []
+    return unroll_for_kernels(
+        model, lambda keep, *tensors: Glimpses.apply(_Plan(model, library, keep, spare), *tensors)
+    )
+
+
+class _Plan:
+    """What a pass over the glimpses needs to know of a model, and the memory that the passes before it have left."""
+
+    def __init__(self, model: DRAW, library: ctypes.CDLL, keep: bool, spare: list[dict[str, Tensor]]) -> None:
+        c = model.config
+        self.library, self.keep, self.spare = library, keep, spare
+        self.e, self.d, self.z = c.enc_size, c.dec_size, c.z_size
+        self.width = c.width
+
+    def memory(self, steps: int, x: Tensor, r: int, heads: int) -> dict[str, Tensor]:
+        """Where a pass keeps its values, for the backward pass all glimpses', otherwise two glimpses' at a time.
+
+        Some hundred megabytes, of which the system would have to clear every page: so they are used again.
+        """
+        b, rows = len(x), steps + 1 if self.keep else 2
+        e, d, z = self.e, self.d, self.z
+        floats = {
+            "r": (rows, b, r),
+            "s_enc": (rows, b, e),
+            "s_dec": (rows, b, d),
+            "canvas": (rows, *x.shape),
+            "heads": (rows, b, heads),
+        }
+        factors = {
+            "enc_in": (rows, _columns(d + e + r)),
+            "dec_in": (rows, _columns(d + z)),
+            "gates_enc": (rows, 4 * e),
+            "gates_dec": (rows, 4 * d),
+        }
+        if self.keep:
+            factors |= {
+                "d_post": (steps, _columns(2 * z)),
+                "d_heads": (steps + 1, _columns(heads)),
+            }
+        while self.spare:
+            memory = self.spare.pop()
+            if memory["canvas"].shape == floats["canvas"] and ("d_heads" in memory) == self.keep:
+                return memory
+        # Zeros, as what columns are filled up with is never written; and more rows, as blocks of them are read.
+        return {name: x.new_empty(shape) for name, shape in floats.items()} | {
+            name: x.new_zeros(count * b + BLOCK, columns, dtype=BF16) for name, (count, columns) in factors.items()
+        }
+
+
+class Glimpses(torch.autograd.Function):
+    """Eqs. 3-8, as `draw.native.Glimpses`, but for the order within what feeds a product: h_dec is its beginning."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """From the first state and the weights to the last state, mu and log sigma (t, b, z)."""
+        h_enc, s_enc, h_dec, s_dec, canvas = tensors[:5]
+        enc, enc_bias, dec, dec_bias, post, post_bias, head, head_bias = tensors[5:]
+        steps, b = eps.shape[:2]
+        r = enc.shape[1] - plan.e - plan.d
+        x, eps = filled(x), eps.contiguous()
+        enc, dec = enc.roll(-r, 1), dec.roll(-plan.z, 1)  # [h_dec, h_enc, r] and [h_dec, z]
+        memory = plan.memory(steps, x, r, len(head))
+        memory["s_enc"][0], memory["s_dec"][0], memory["canvas"][0] = s_enc, s_dec, filled(canvas)
+        h_enc, h_dec = (h.clone(memory_format=torch.contiguous_format) for h in (h_enc, h_dec))
+        z, q = x.new_empty(b, plan.z), x.new_empty(steps, b, 2 * plan.z)
+        rows = len(memory["canvas"])
+        each = enc_bias.stride(0) > 0  # of an image has a bias of its own
+        enc_bias = enc_bias.contiguous() if each else enc_bias[0].contiguous()
+        names = ("enc_in", "dec_in", "gates_enc", "gates_dec", "r", "s_enc", "s_dec", "canvas", "heads")
+        _run(
+            plan.library.draw_forward,
+            (x, eps, *map(_packed, (enc, dec, post, head)), enc_bias, dec_bias, post_bias, head_bias),
+            (*(memory[name] for name in names), z, q, h_enc, h_dec),
+            steps, rows, b if each else 1,
+        )  # fmt: skip
+        last = steps % rows
+        s_enc, s_dec, canvas = (memory[name][last] for name in ("s_enc", "s_dec", "canvas"))
+        after = (h_enc, s_enc.clone(), h_dec, s_dec.clone(), canvas[..., : plan.width].contiguous().clone())
+        if plan.keep:
+            ctx.plan, ctx.names, ctx.each, ctx.spent = plan, tuple(memory), each, False
+            ctx.save_for_backward(x, eps, q, enc, dec, post, head, *memory.values())
+        else:
+            plan.spare.append(memory)
+        return *after, *q.chunk(2, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Back through the glimpses with the gradients of states alone, then each weight's in one product."""
+        if ctx.spent:
+            raise RuntimeError("the glimpses' kept values are used up: compute the loss again before a second backward")
+        ctx.spent = True
+        plan = ctx.plan
+        x, eps, q, enc, dec, post, head, *kept = ctx.saved_tensors
+        memory = dict(zip(ctx.names, kept, strict=True))
+        e, d, z, r = plan.e, plan.d, plan.z, memory["r"].shape[-1]
+        steps, b = eps.shape[:2]
+        *d_state, d_canvas = (grad.clone(memory_format=torch.contiguous_format) for grad in grads[:5])
+        d_state.append(filled(d_canvas))
+        d_q = torch.cat(grads[5:], dim=-1)
+        biases = [x.new_zeros(b, len(weight)) for weight in (enc, dec, post, head)]
+        names = ("r", "s_enc", "s_dec", "canvas", "heads")
+        _run(
+            plan.library.draw_backward,
+            (x, eps, *(_packed(weight.mT) for weight in (enc, dec, post, head)), *(memory[name] for name in names), q),
+            (memory["gates_enc"], memory["gates_dec"], d_q, *d_state, memory["d_post"], memory["d_heads"], *biases),
+            steps, b if ctx.each else 1,
+        )  # fmt: skip
+
+        def product(name: str, rows: Tensor) -> Tensor:
+            d_out = memory[name][: len(rows)]
+            return (d_out.mT @ rows).float()
+
+        enc_in, dec_in = memory["enc_in"][: (steps + 1) * b], memory["dec_in"][: steps * b]
+        d_enc = product("gates_enc", enc_in[: steps * b])[:, : d + e + r].roll(r, 1)
+        d_dec = product("gates_dec", dec_in)[:, : d + z].roll(z, 1)
+        d_post = product("d_post", enc_in[b:, d : d + e])[: 2 * z]
+        d_head = product("d_heads", enc_in[:, :d])[: len(head)]
+        plan.spare.append(memory)
+        d_enc_bias, *d_biases = biases
+        of_weights = (bias.sum(0) for bias in d_biases)
+        d_weights = (d_enc, d_enc_bias, *itertools.chain(*zip((d_dec, d_post, d_head), of_weights, strict=True)))
+        d_state[4] = d_state[4][..., : plan.width]
+        return None, None, None, *d_state, *d_weights
+
+
+def _columns(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """W (n, k) in the order in which products read it: [n / 32, k / 32, tile, k pair, column, k % 2]."""
+    n, k = (_columns(size) // BLOCK for size in weight.shape)
+    whole = weight.new_zeros(n * BLOCK, k * BLOCK, dtype=BF16)
+    whole[: weight.shape[0], : weight.shape[1]] = weight
+    return whole.view(n, 2, 16, k, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+def _run(function: Any, read: tuple[Tensor, ...], written: tuple[Tensor, ...], *sizes: int) -> None:
+    """Call a pass with the places of its tensors, in the order of its struct, and its sizes."""
+    tensors = [tensor.contiguous() for tensor in read] + list(written)
+    fields = (ctypes.c_int64 * (len(tensors) + len(sizes)))(*(tensor.data_ptr() for tensor in tensors), *sizes)
+    function(fields, len(tensors[0]), torch.get_num_threads())

@@ -1,0 +1,331 @@
+// All glimpses of a batch in one call, forward or backward, on the CPU, with the factors of products in bfloat16.
+//
+// Called from cpu.py, which prepares the weights and makes the weights' gradients from what the backward pass leaves.
+// A thread takes its share of the images from the first glimpse to the last and waits for no other. Everything but the
+// products is that of kernels.cpp; products are made by the processor's matrix unit, AMX. Without one they are made of
+// vectors of floats, by which the tests run this anywhere.
+//
+// Compiled for the sizes of one model: those of kernels.cpp, ENC_SIZE, DEC_SIZE and Z_SIZE. Names and the meaning of
+// values are those of native.py; equation numbers are the paper's.
+
+#include "kernels.cpp"
+
+#if defined(__AMX_BF16__) && defined(__linux__) && !defined(NO_AMX)
+#define AMX
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+using bf16 = uint16_t;
+
+constexpr int BLOCK = 32;  // rows and columns of a block of sums, and the steps of a sum that are made at once
+constexpr int filled(int size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
+
+constexpr int E = ENC_SIZE, D = DEC_SIZE, Z = Z_SIZE;
+constexpr int R = READ_N ? 2 * c * READ_N * READ_N : c * h * w;  // of what is read, what changes from glimpse to glimpse
+constexpr int RAW = READ_N ? 5 : 0;                              // where the write head's outputs begin
+constexpr int HEADS = RAW + (WRITE_N ? 5 + c * WRITE_N * WRITE_N : c * h * w);
+constexpr int KE = filled(D + E + R), KD = filled(D + Z);  // columns of enc_in [h_dec, h_enc, r] and dec_in [h_dec, z]
+constexpr int GATES = filled(4 * std::max(E, D)) + 16;      // apart, so that rows do not lie in the same lines of a cache
+constexpr int KQ = filled(2 * Z), KH = filled(HEADS);      // of the gradients of q and of the heads
+
+inline bf16 rounded(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// --- Products ------------------------------------------------------------------------------------------------------
+//
+// A matrix W (n, k) lies in blocks of 32 columns of W^T, each in parts of 32 steps, each as two tiles [step / 2][column]
+// [step % 2] of 16 columns.
+
+// Where rows begin at multiples of 64 bytes, as those of the paper's sizes do, a matrix unit is six times as fast.
+// sums (32, 32) = a (32, 32 parts) times a block of W^T, of which the first `rows` rows are wanted. Rows of a beyond
+// them are read, or not, and may hold anything.
+#ifdef AMX
+
+struct Tiles {  // the tiles of a thread: 16 rows of 64 bytes each
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } shape;
+    for (int tile = 0; tile < 8; tile++) shape.bytes[tile] = 64, shape.rows[tile] = 16;
+    _tile_loadconfig(&shape);
+  }
+  ~Tiles() { _tile_release(); }
+};
+
+inline void block(const bf16* a, int stride, const bf16* W, int parts, float* sums, int sums_stride, int rows) {
+  const int a_bytes = stride * 2, bytes = sums_stride * 4;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int part = 0; part < parts; part++, a += BLOCK, W += BLOCK * BLOCK) {
+    _tile_loadd(6, W, 64);
+    _tile_loadd(7, W + BLOCK * BLOCK / 2, 64);
+    _tile_loadd(4, a, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (rows > 16) {
+      _tile_loadd(5, a + 16 * stride, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums, bytes);
+  _tile_stored(1, sums + 16, bytes);
+  if (rows > 16) {
+    _tile_stored(2, sums + 16 * sums_stride, bytes);
+    _tile_stored(3, sums + 16 * sums_stride + 16, bytes);
+  }
+}
+
+#else
+
+struct Tiles {};
+
+typedef uint32_t Pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // of bfloat16
+
+inline float as_float(uint32_t bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+inline void block(const bf16* a, int stride, const bf16* W, int parts, float* sums, int sums_stride, int rows) {
+  constexpr int VECTORS = BLOCK / LANES, AT_ONCE = 2;  // of a row; rows
+  for (int first = 0; first < rows; first += AT_ONCE, a += AT_ONCE * stride, sums += AT_ONCE * sums_stride) {
+    Lanes made[AT_ONCE][VECTORS] = {};
+    for (int part = 0; part < parts; part++)
+      for (int pair = 0; pair < BLOCK / 2; pair++) {
+        Pairs b[VECTORS];
+        for (int j = 0; j < VECTORS; j++) {  // the tiles of 16 columns lie behind one another
+          const int column = j * LANES, tile = column / 16 * BLOCK * BLOCK / 2;
+          b[j] = *reinterpret_cast<const Pairs*>(W + part * BLOCK * BLOCK + tile + pair * BLOCK + column % 16 * 2);
+        }
+        for (int i = 0; i < AT_ONCE; i++) {
+          uint32_t at;
+          std::memcpy(&at, a + i * stride + part * BLOCK + 2 * pair, sizeof at);
+          for (int j = 0; j < VECTORS; j++) {
+            const Pairs even = b[j] << 16, odd = b[j] & 0xffff0000u;
+            made[i][j] += as_float(at << 16) * (Lanes)even + as_float(at & 0xffff0000u) * (Lanes)odd;
+          }
+        }
+      }
+    for (int i = 0; i < AT_ONCE; i++)
+      for (int j = 0; j < VECTORS; j++) *lanes(sums + i * sums_stride + j * LANES) = made[i][j];
+  }
+}
+
+#endif
+
+// out (m, n) = a (m, k) W^T + bias, if there is one. Rows of a beyond m, up to a multiple of 32, must be memory.
+template <int n, int k>
+void product(int m, const bf16* a, int stride, const bf16* W, const float* bias, float* out, int out_stride) {
+  constexpr int parts = filled(k) / BLOCK;
+  for (int column = 0; column < n; column += BLOCK, W += parts * BLOCK * BLOCK)
+    for (int first = 0; first < m; first += BLOCK) {
+      const int rows = std::min(BLOCK, m - first), columns = std::min(BLOCK, n - column);
+      const bf16* from = a + static_cast<int64_t>(first) * stride;
+      float* to = out + static_cast<int64_t>(first) * out_stride + column;
+      if (!bias && rows == BLOCK && columns == BLOCK) {
+        block(from, stride, W, parts, to, out_stride, rows);
+        continue;
+      }
+      alignas(64) float sums[BLOCK * BLOCK];
+      block(from, stride, W, parts, sums, BLOCK, rows);
+      for (int i = 0; i < rows; i++, to += out_stride)
+        for (int j = 0; j < columns; j++) to[j] = sums[i * BLOCK + j] + (bias ? bias[column + j] : 0.0f);
+    }
+}
+
+// What feeds a product: rows of floats, rounded.
+template <int n>
+void put(int m, const float* from, int stride, bf16* to, int to_stride) {
+  for (int i = 0; i < m; i++, from += stride, to += to_stride)
+    for (int k = 0; k < n; k++) to[k] = rounded(from[k]);
+}
+
+// The same of gradients, which are also added to those of the bias: of each image, or with a stride of 0 of all.
+template <int n>
+void put(int m, const float* from, int stride, bf16* to, int to_stride, float* bias, int bias_stride) {
+  for (int i = 0; i < m; i++, from += stride, to += to_stride, bias += bias_stride)
+    for (int k = 0; k < n; k++) {
+      to[k] = rounded(from[k]);
+      bias[k] += from[k];
+    }
+}
+
+// The steps of an LSTM of k units from the outputs of its product, and back to the gradients of them, which take the
+// place of the gates.
+template <int k>
+void lstm(int m, const float* in, int in_stride, const float* bias, int bias_stride, const float* s, int16_t* gates,
+          float* s_next, float* h) {
+  for (int i = 0; i < m; i++, in += in_stride, bias += bias_stride, s += k, gates += 4 * k, s_next += k, h += k)
+    lstm_of(k, in, bias, s, gates, s_next, h);
+}
+
+template <int k>
+void lstm_back(int m, int16_t* gates, const float* s, const float* s_next, const float* dh, const float* dh2,
+               int dh2_stride, const float* dh3, int dh3_stride, float* ds, float* bias, int bias_stride) {
+  for (int i = 0; i < m; i++, gates += 4 * k, s += k, s_next += k, dh += k, dh2 += dh2_stride, ds += k, bias += bias_stride) {
+    float din[4 * k];
+    lstm_backward_of(k, gates, s, s_next, dh, dh2, dh3 ? dh3 + row(i, dh3_stride) : nullptr, ds, din);
+    put<4 * k>(1, din, 0, reinterpret_cast<bf16*>(gates), 0, bias, 0);
+  }
+}
+
+// --- The glimpses --------------------------------------------------------------------------------------------------
+
+struct Share {  // a thread's images
+  int b, first, m;
+  template <class T>
+  T* of(T* rows, int columns, int t = 0) const {
+    return rows + (static_cast<int64_t>(t) * b + first) * columns;
+  }
+};
+
+class Scratch {  // rows of zeros, which begin where a vector may
+  struct alignas(64) Line { float values[16]; };
+  std::vector<Line> lines;
+
+ public:
+  float* rows;
+  Scratch(int m, int columns) : lines((static_cast<size_t>(m) * columns + 15) / 16), rows(lines.data()->values) {}
+};
+
+struct Forward {
+  const float *x, *eps;                                           // (b, c h line), (t, b, z)
+  const bf16 *enc, *dec, *post, *head;                            // weights, from enc_in, dec_in, h_enc and h_dec
+  const float *enc_bias, *dec_bias, *post_bias, *head_bias;       // (b or 1, 4e), (4d), (2z), (HEADS)
+  bf16 *enc_in, *dec_in;                                          // (rows, b, KE), (rows, b, KD)
+  int16_t *gates_enc, *gates_dec;                                 // (rows, b, 4e), (rows, b, 4d)
+  float *r, *s_enc, *s_dec, *canvas, *heads;                      // (rows, b, ...)
+  float *z, *q, *h_enc, *h_dec;  // (b, z), (t, b, 2z), (b, e), (b, d): the last two of the first state, then of the last
+  int64_t steps, rows, bias_rows;  // rows: steps + 1, or 2 where nothing is kept; bias_rows: b, or 1 for all images
+
+  void run(const Share& images) const {
+    const int m = images.m;
+    auto of = [&](auto* rows, int columns, int t = 0) { return images.of(rows, columns, t); };
+    float *h_enc = of(this->h_enc, E), *h_dec = of(this->h_dec, D), *z = of(this->z, Z);
+    put<E>(m, h_enc, E, of(enc_in, KE) + D, KE);
+    put<D>(m, h_dec, D, of(enc_in, KE), KE);
+    put<D>(m, h_dec, D, of(dec_in, KD), KD);
+    product<HEADS, D>(m, of(enc_in, KE), KE, head, head_bias, of(heads, HEADS), HEADS);
+    const float* bias = bias_rows > 1 ? of(enc_bias, 4 * E) : enc_bias;
+    Scratch gates(m, GATES);
+    for (int t = 0; t < steps; t++) {
+      const int now = t % rows, next = (t + 1) % rows;
+      float *read = of(r, R, now), *written = of(heads, HEADS, next);
+      bf16 *into_enc = of(enc_in, KE, now), *into_dec = of(dec_in, KD, now);
+      bf16 *into_next = of(enc_in, KE, next), *into_next_dec = of(dec_in, KD, next);
+
+      read_forward(m, of(x, pixels), of(canvas, pixels, now), of(heads, HEADS, now), HEADS, read, R);  // 3, 4
+      put<R>(m, read, R, into_enc + D + E, KE);
+      product<4 * E, KE>(m, into_enc, KE, enc, nullptr, gates.rows, GATES);
+      lstm<E>(m, gates.rows, GATES, bias, bias_rows > 1 ? 4 * E : 0, of(s_enc, E, now), of(gates_enc, 4 * E, now),
+              of(s_enc, E, next), h_enc);  // 5
+      put<E>(m, h_enc, E, into_next + D, KE);
+      product<2 * Z, E>(m, into_next + D, KE, post, post_bias, of(q, 2 * Z, t), 2 * Z);  // 1, 2
+      sample_forward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), z, Z);                        // 6
+      put<Z>(m, z, Z, into_dec + D, KD);
+      product<4 * D, KD>(m, into_dec, KD, dec, nullptr, gates.rows, GATES);
+      lstm<D>(m, gates.rows, GATES, dec_bias, 0, of(s_dec, D, now), of(gates_dec, 4 * D, now), of(s_dec, D, next), h_dec);  // 7
+      put<D>(m, h_dec, D, into_next, KE);
+      put<D>(m, h_dec, D, into_next_dec, KD);
+      product<HEADS, D>(m, into_next, KE, head, head_bias, written, HEADS);
+      write_forward(m, written + RAW, HEADS, of(canvas, pixels, now), of(canvas, pixels, next));  // 8
+    }
+  }
+};
+
+struct Backward {
+  const float *x, *eps;
+  const bf16 *enc, *dec, *post, *head;  // weights, transposed
+  const float *r, *s_enc, *s_dec, *canvas, *heads, *q;
+  int16_t *gates_enc, *gates_dec;                           // become the gradients of their inputs, in bfloat16
+  float* d_q;                                               // of q from elsewhere; becomes that of q
+  float *d_h_enc, *d_s_enc, *d_h_dec, *d_s_dec, *d_canvas;  // of the last state; become those of the first
+  bf16 *d_post, *d_heads;                                   // (t, b, KQ), (t + 1, b, KH)
+  float *enc_bias, *dec_bias, *post_bias, *head_bias;       // (b, 4e), (b, 4d), (b, 2z), (b, HEADS): zeros, whose sums
+  int64_t steps, bias_rows;                                 // become the gradients of the biases, of bias_rows images
+
+  void run(const Share& images) const {
+    const int m = images.m;
+    auto of = [&](auto* rows, int columns, int t = 0) { return images.of(rows, columns, t); };
+    float *d_s_enc = of(this->d_s_enc, E), *d_s_dec = of(this->d_s_dec, D), *d_canvas = of(this->d_canvas, pixels);
+    float *d_h_enc = of(this->d_h_enc, E), *d_h_dec = of(this->d_h_dec, D);
+    // [h_dec, h_enc, r] and [h_dec, z] of a glimpse later; what else feeds h_enc and h_dec; the heads
+    Scratch enc_in(m, KE), dec_in(m, KD), h_enc(m, E), h_dec(m, D), d_raw(m, HEADS);
+    for (int i = 0; i < m; i++) {
+      std::copy_n(d_h_dec + i * D, D, enc_in.rows + i * KE);
+      std::copy_n(d_h_enc + i * E, E, enc_in.rows + i * KE + D);
+    }
+    for (int t = static_cast<int>(steps) - 1; t >= 0; t--) {
+      float* d_q = of(this->d_q, 2 * Z, t);
+      int16_t *gates = of(gates_dec, 4 * D, t);
+      bf16 *d_head = of(d_heads, KH, t + 1), *d_post = of(this->d_post, KQ, t);
+
+      write_backward(m, of(heads, HEADS, t + 1) + RAW, HEADS, d_canvas, d_raw.rows + RAW, HEADS);  // 8
+      put<HEADS>(m, d_raw.rows, HEADS, d_head, KH, of(head_bias, HEADS), 0);
+      product<D, KH>(m, d_head, KH, head, nullptr, h_dec.rows, D);
+      lstm_back<D>(m, gates, of(s_dec, D, t), of(s_dec, D, t + 1), h_dec.rows, enc_in.rows, KE, dec_in.rows, KD, d_s_dec,
+                   of(dec_bias, 4 * D), 0);  // 7
+      product<D + Z, 4 * D>(m, reinterpret_cast<bf16*>(gates), 4 * D, dec, nullptr, dec_in.rows, KD);
+      sample_backward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), dec_in.rows + D, KD, d_q);  // 6
+      put<2 * Z>(m, d_q, 2 * Z, d_post, KQ, of(post_bias, 2 * Z), 0);
+      product<E, KQ>(m, d_post, KQ, post, nullptr, h_enc.rows, E);  // 1, 2
+      gates = of(gates_enc, 4 * E, t);
+      lstm_back<E>(m, gates, of(s_enc, E, t), of(s_enc, E, t + 1), h_enc.rows, enc_in.rows + D, KE, nullptr, 0, d_s_enc,
+                   of(enc_bias, 4 * E), bias_rows > 1 ? 4 * E : 0);  // 5
+      product<D + E + R, 4 * E>(m, reinterpret_cast<bf16*>(gates), 4 * E, enc, nullptr, enc_in.rows, KE);
+      read_backward(m, of(x, pixels), of(canvas, pixels, t), of(heads, HEADS, t), HEADS, of(r, R, t), R,
+                    enc_in.rows + D + E, KE, d_raw.rows, HEADS, d_canvas);  // 3, 4
+    }
+    // The first read's window is of the first state; nothing was written by it.
+    for (int i = 0; i < m; i++) std::fill_n(d_raw.rows + i * HEADS + RAW, HEADS - RAW, 0.0f);
+    put<HEADS>(m, d_raw.rows, HEADS, of(d_heads, KH), KH, of(head_bias, HEADS), 0);
+    product<D, KH>(m, of(d_heads, KH), KH, head, nullptr, h_dec.rows, D);
+    for (int i = 0; i < m; i++) {
+      std::copy_n(enc_in.rows + i * KE + D, E, d_h_enc + i * E);
+      for (int k = 0; k < D; k++) d_h_dec[i * D + k] = h_dec.rows[i * D + k] + enc_in.rows[i * KE + k] + dec_in.rows[i * KD + k];
+    }
+  }
+};
+
+template <class Pass>
+void run(const void* pass, int b, int threads) {
+  Pass of;
+  std::memcpy(&of, pass, sizeof of);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int share = 0; share < threads; share++) {
+    const int first = static_cast<int>(static_cast<int64_t>(b) * share / threads);
+    const int next = static_cast<int>(static_cast<int64_t>(b) * (share + 1) / threads);
+    [[maybe_unused]] Tiles tiles;
+    of.run({b, first, next - first});
+  }
+}
+
+}  // namespace
+
+// Whether products are made by a matrix unit, which the system lets this process use from now on.
+EXPORT int draw_matrix_unit() {
+#ifdef AMX
+  return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+#else
+  return 0;
+#endif
+}
+
+// The glimpses from the places of a Forward's tensors and its sizes, 8 bytes each.
+EXPORT void draw_forward(const void* pass, int b, int threads) { run<Forward>(pass, b, threads); }
+
+// Their gradients, from those of a Backward.
+EXPORT void draw_backward(const void* pass, int b, int threads) { run<Backward>(pass, b, threads); }

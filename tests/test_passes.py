@@ -1,0 +1,165 @@
+"""The kernels that make all glimpses in one pass, on the CPU and for CUDA: the numbers of the plain model.
+
+CUDA's are run on the CPU thread by thread (cuda_on_cpu.h), the CPU's with the processor's matrix unit and without one.
+"""
+
+import platform
+import shutil
+
+import pytest
+import torch
+
+from draw import cpu, cuda, fast, kernels
+from draw.config import ModelConfig, SpeedConfig, fields_of
+from draw.errors import UserError
+from draw.noise import seeded
+from draw.objective import losses
+from draw.types import State
+from passes import SMALL, emulated_cuda, outcome, plain_cpu
+from tiny import inputs, random_model
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on this machine")
+needs_matrix_unit = pytest.mark.skipif(not kernels.has_matrix_unit(), reason="this processor has no matrix unit")
+on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="threads are switched by x86-64 code")
+
+PASSES = [
+    pytest.param((cuda, emulated_cuda), marks=on_x86, id="cuda"),
+    pytest.param((cpu, plain_cpu), id="cpu"),
+    pytest.param((cpu, lambda model, folder: None), marks=needs_matrix_unit, id="matrix unit"),
+]
+SIZES = {
+    "small": SMALL,
+    "mnist": {f.name: f.default for f in fields_of(ModelConfig)} | {"steps": 4},
+    "wide": SMALL | {"height": 9, "width": 32, "steps": 2, "z_size": 17, "read_n": 1, "write_n": 1},
+}
+ON_CPU = {
+    "without": SMALL | {"enc_size": 16, "dec_size": 40, "read_n": None, "write_n": None},
+    "reads whole": SMALL | {"enc_size": 40, "read_n": None},
+    "writes whole": SMALL | {"dec_size": 8, "write_n": None},
+    "colour": SMALL | {"channels": 3, "height": 9, "width": 17, "enc_size": 24, "steps": 1},
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((*kind.values, sizes), marks=kind.marks, id=f"{kind.id}-{name}")
+        for kind in PASSES
+        for name, sizes in (SIZES if kind.id == "cuda" else SIZES | ON_CPU).items()
+    ],
+)
+def given(request, tmp_path_factory):
+    """A network, and the unroll of its glimpses in one pass."""
+    (module, library), sizes = request.param
+    model = random_model(seed=1, dtype=torch.float32, spread=0.05, **sizes)
+    return model, module.unroll_for(model, library(model, tmp_path_factory.mktemp("passes")))
+
+
+def require_close(given, wanted, tolerance):
+    for name, value in wanted.items():
+        error = (given[name] - value).norm() / value.norm().clamp(min=1e-6)
+        assert error < tolerance, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("b", [16, 17, 70])
+def test_values_and_gradients_are_those_of_the_plain_model(given, b):
+    model, unroll = given
+    eps, x = inputs(model, b)
+    require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), 3e-2)  # factors have 8 bits
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same(given, threads):
+    model, unroll = given
+    eps, x = inputs(model, 19)
+    before = torch.get_num_threads()
+    wanted = outcome(model, eps, x, unroll)
+    try:
+        torch.set_num_threads(threads)
+        require_close(outcome(model, eps, x, unroll), wanted, 1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_used_again_says_nothing_of_what_was_there(given):
+    model, unroll = given
+    wanted = outcome(model, *inputs(model, 5), unroll)
+    outcome(model, *inputs(model, 5, seed=1), unroll)
+    outcome(model, *inputs(model, 7), unroll)
+    again = outcome(model, *inputs(model, 5), unroll)
+    assert all(torch.equal(again[name], value) for name, value in wanted.items())
+
+
+def test_two_drawings_may_wait_for_their_gradients(given):
+    model, unroll = given
+    both = [inputs(model, 4, seed=seed) for seed in range(2)]
+    wanted = [outcome(model, eps, x, unroll) for eps, x in both]
+    model.zero_grad()
+    bounds = [losses(x, model(eps, x, unroll=unroll), model.likelihood).bound.mean() for eps, x in both]
+    sum(bounds).backward()
+    for name, weight in model.named_parameters():
+        require_close({name: weight.grad}, {name: wanted[0][name] + wanted[1][name]}, 1e-4)
+
+
+def test_measuring_keeps_two_glimpses_and_gives_the_same(given):
+    model, unroll = given
+    eps, x = inputs(model, 5)
+    kept = losses(x, model(eps, x, unroll=unroll), model.likelihood).bound
+    with torch.no_grad():
+        assert torch.equal(losses(x, model(eps, x, unroll=unroll), model.likelihood).bound, kept)
+
+
+def test_every_state_passes_its_gradient_on(given):
+    model, unroll = given
+    eps, x = inputs(model, 16)
+
+    def gradients(way):
+        state = State(*(v.detach().clone().requires_grad_() for v in model.initial_state(len(x))))
+        after, _ = way(state, eps, x)
+        weights = seeded("weights")
+        sum((v * torch.randn(v.shape, generator=weights)).sum() for v in after).backward()
+        return {name: value.grad for name, value in zip(State._fields, state, strict=True)}
+
+    require_close(gradients(unroll), gradients(model.unroll), 3e-2)
+
+
+def test_generation_is_the_plain_models(given):
+    model, unroll = given
+    eps, _ = inputs(model, 3)
+    assert torch.equal(model(eps, unroll=unroll).canvas, model(eps).canvas)
+
+
+def test_what_the_kernels_cannot_read_goes_the_plain_way(given):
+    model, unroll = given
+    eps, x = inputs(model, 4)
+    for parts in ((eps.requires_grad_(), x), (eps.detach(), x.clone().requires_grad_())):
+        results = []
+        for way in (unroll, model.unroll):
+            drawing = model(*parts, unroll=way)
+            results.append(torch.autograd.grad(drawing.canvas.sum(), [v for v in parts if v.requires_grad])[0])
+        assert torch.equal(*results)
+    eps = eps.detach()
+    assert model(eps[:, :0], x[:0], unroll=unroll).canvas.shape == (0, *model.config.image_shape)
+
+
+@needs_matrix_unit
+def test_bfloat16_on_a_processor_with_a_matrix_unit_is_one_pass(monkeypatch, caplog):
+    model = random_model(dtype=torch.float32, **SMALL)
+    made = []
+    monkeypatch.setattr(cpu, "unroll_for", lambda model: made.append(model) or model.unroll)
+    fast.unroll_for(model, SpeedConfig(precision="bfloat16"))
+    fast.unroll_for(model, SpeedConfig())
+    fast.unroll_for(random_model(dtype=torch.float32), SpeedConfig(precision="bfloat16"))  # hidden sizes of 7 and 6
+    assert made == [model]
+
+
+def test_a_matrix_unit_that_may_not_be_used_is_said_and_done_without(monkeypatch, caplog):
+    model = random_model(dtype=torch.float32, **SMALL)
+    refused = type("Library", (), {"draw_matrix_unit": staticmethod(lambda: 0)})
+    monkeypatch.setattr(cpu, "load_glimpses", lambda sizes: refused)
+    monkeypatch.setattr(kernels, "has_matrix_unit", lambda: True)
+    with pytest.raises(UserError, match="matrix unit"):
+        cpu.unroll_for(model)
+    eps, x = inputs(model, 2)
+    assert model(eps, x, unroll=fast.unroll_for(model, SpeedConfig(precision="bfloat16"))).canvas.isfinite().all()
+    assert "matrix unit cannot be used" in caplog.text
