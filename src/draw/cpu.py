@@ -116,11 +116,11 @@ class Glimpses(torch.autograd.Function):
         z, q = x.new_empty(b, plan.z), x.new_empty(steps, b, 2 * plan.z)
         rows = len(memory["canvas"])
         each = enc_bias.stride(0) > 0  # of an image has a bias of its own
-        enc_bias = enc_bias.contiguous() if each else enc_bias[0].contiguous()
+        biases = (enc_bias if each else enc_bias[0], dec_bias, post_bias, head_bias)
         names = ("enc_in", "dec_in", "gates_enc", "gates_dec", "r", "s_enc", "s_dec", "canvas", "heads")
         _run(
             plan.library.draw_forward,
-            (x, eps, *map(_packed, (enc, dec, post, head)), enc_bias, dec_bias, post_bias, head_bias),
+            (x, eps, *(_packed(plan.library, weight) for weight in (enc, dec, post, head)), *biases),
             (*(memory[name] for name in names), z, q, h_enc, h_dec),
             steps, rows, b if each else 1,
         )  # fmt: skip
@@ -151,9 +151,10 @@ class Glimpses(torch.autograd.Function):
         d_q = torch.cat(grads[5:], dim=-1)
         biases = [x.new_zeros(b, len(weight)) for weight in (enc, dec, post, head)]
         names = ("r", "s_enc", "s_dec", "canvas", "heads")
+        transposed = (_packed(plan.library, weight.mT) for weight in (enc, dec, post, head))
         _run(
             plan.library.draw_backward,
-            (x, eps, *(_packed(weight.mT) for weight in (enc, dec, post, head)), *(memory[name] for name in names), q),
+            (x, eps, *transposed, *(memory[name] for name in names), q),
             (memory["gates_enc"], memory["gates_dec"], d_q, *d_state, memory["d_post"], memory["d_heads"], *biases),
             steps, b if ctx.each else 1,
         )  # fmt: skip
@@ -179,12 +180,13 @@ def _columns(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _packed(weight: Tensor) -> Tensor:
-    """W (n, k) in the order in which products read it: [n / 32, k / 32, tile, k pair, column, k % 2]."""
-    n, k = (_columns(size) // BLOCK for size in weight.shape)
-    whole = weight.new_zeros(n * BLOCK, k * BLOCK, dtype=BF16)
-    whole[: weight.shape[0], : weight.shape[1]] = weight
-    return whole.view(n, 2, 16, k, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
+def _packed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
+    """W (n, k) in the order in which products read it."""
+    n, k = weight.shape
+    packed = weight.new_empty(_columns(n) * _columns(k), dtype=BF16)
+    place, strides = ctypes.c_void_p(weight.data_ptr()), map(ctypes.c_int64, weight.stride())
+    library.draw_pack(place, n, k, *strides, ctypes.c_void_p(packed.data_ptr()), torch.get_num_threads())
+    return packed
 
 
 def _run(function: Any, read: tuple[Tensor, ...], written: tuple[Tensor, ...], *sizes: int) -> None:

@@ -324,6 +324,21 @@ EXPORT int draw_matrix_unit() {
 #endif
 }
 
+// A matrix (n, k), its values so many floats apart, to the order in which products read it.
+EXPORT void draw_pack(const float* W, int n, int k, int64_t n_stride, int64_t k_stride, uint16_t* to, int threads) {
+  const int parts = filled(k) / BLOCK, tiles = filled(n) / 16 * parts;
+#pragma omp parallel for num_threads(threads)
+  for (int tile = 0; tile < tiles; tile++) {
+    const int column = tile / (2 * parts) * BLOCK + tile % 2 * 16, step = tile / 2 % parts * BLOCK;
+    const float* from = W + column * n_stride + step * k_stride;
+    const int columns = std::min(16, n - column), steps = std::min(BLOCK, k - step);
+    uint16_t* at = to + static_cast<int64_t>(tile) * 16 * BLOCK;
+    for (int i = 0; i < BLOCK; i++)
+      for (int j = 0; j < 16; j++)
+        at[i / 2 * BLOCK + j * 2 + i % 2] = i < steps && j < columns ? rounded(from[j * n_stride + i * k_stride]) : 0;
+  }
+}
+
 // The glimpses from the places of a Forward's tensors and its sizes, 8 bytes each.
 EXPORT void draw_forward(const void* pass, int b, int threads) { run<Forward>(pass, b, threads); }
 
