@@ -193,4 +193,5 @@ def _run(function: Any, read: tuple[Tensor, ...], written: tuple[Tensor, ...], *
     """Call a pass with the places of its tensors, in the order of its struct, and its sizes."""
     tensors = [tensor.contiguous() for tensor in read] + list(written)
     fields = (ctypes.c_int64 * (len(tensors) + len(sizes)))(*(tensor.data_ptr() for tensor in tensors), *sizes)
-    function(fields, len(tensors[0]), torch.get_num_threads())
+    b = len(tensors[0])
+    function(fields, b, min(torch.get_num_threads(), b))

@@ -29,8 +29,8 @@ constexpr int R = READ_N ? 2 * c * READ_N * READ_N : c * h * w;  // of what is r
 constexpr int RAW = READ_N ? 5 : 0;                              // where the write head's outputs begin
 constexpr int HEADS = RAW + (WRITE_N ? 5 + c * WRITE_N * WRITE_N : c * h * w);
 constexpr int KE = filled(D + E + R), KD = filled(D + Z);  // columns of enc_in [h_dec, h_enc, r] and dec_in [h_dec, z]
-constexpr int GATES = filled(4 * std::max(E, D)) + 16;      // apart, so that rows do not lie in the same lines of a cache
 constexpr int KQ = filled(2 * Z), KH = filled(HEADS);      // of the gradients of q and of the heads
+constexpr int GATES = filled(4 * std::max(E, D)) + 16;     // no power of two, or rows would lie in the same few cache lines
 
 inline bf16 rounded(float v) {
   uint32_t bits;
@@ -40,12 +40,12 @@ inline bf16 rounded(float v) {
 
 // --- Products ------------------------------------------------------------------------------------------------------
 //
-// A matrix W (n, k) lies in blocks of 32 columns of W^T, each in parts of 32 steps, each as two tiles [step / 2][column]
-// [step % 2] of 16 columns.
-
+// A matrix W (n, k) lies in blocks of 32 columns of W^T, each in parts of 32 steps, each as two tiles
+// [step / 2][column][step % 2] of 16 columns.
+//
+// block: sums (32, 32) = a (32, 32 parts) times a block of W^T, of which the first `rows` rows are wanted. Rows of a
+// beyond them may be read, whatever they hold and even if another thread is writing them: each makes its own sums alone.
 // Where rows begin at multiples of 64 bytes, as those of the paper's sizes do, a matrix unit is six times as fast.
-// sums (32, 32) = a (32, 32 parts) times a block of W^T, of which the first `rows` rows are wanted. Rows of a beyond
-// them are read, or not, and may hold anything.
 #ifdef AMX
 
 struct Tiles {  // the tiles of a thread: 16 rows of 64 bytes each
