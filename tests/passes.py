@@ -19,7 +19,8 @@ def emulated_cuda(model, folder):
 
 def plain_cpu(model, folder):
     """The CPU's kernels without a matrix unit."""
-    flags = ["-march=native", "-fopenmp", "-DNO_AMX", f"-DFILL={kernels.FILL}", *kernels.macros(cpu.sizes_of(model))]
+    sizes = [f"-DFILL={kernels.FILL}", f"-DBLOCK={kernels.BLOCK}", *kernels.macros(cpu.sizes_of(model))]
+    flags = ["-march=native", "-fopenmp", "-DNO_AMX", *sizes]
     return _compiled(kernels.GLIMPSES_SOURCE, flags, folder)
 
 

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from draw import native
 from draw.errors import UserError
-from draw.kernels import GlimpsesSizes, load_glimpses
+from draw.kernels import BLOCK, GlimpsesSizes, load_glimpses
 from draw.model import DRAW
-from draw.native import filled, unroll_for_kernels
+from draw.native import filled, unroll_for_kernels, use_up
 from draw.types import Unroll
 
-BLOCK = 32  # rows and columns of a block of sums, to which the columns of factors are filled up
 BF16 = torch.bfloat16
+SPARE = 2  # memories that are kept for later passes
 
 
 def supports(model: DRAW) -> bool:
@@ -78,8 +79,8 @@ class _Plan:
             "heads": (rows, b, heads),
         }
         factors = {
-            "enc_in": (rows, _columns(d + e + r)),
-            "dec_in": (rows, _columns(d + z)),
+            "enc_in": (rows, _columns(d, e, r)),
+            "dec_in": (rows, _columns(d, z)),
             "gates_enc": (rows, 4 * e),
             "gates_dec": (rows, 4 * d),
         }
@@ -92,10 +93,15 @@ class _Plan:
             memory = self.spare.pop()
             if memory["canvas"].shape == floats["canvas"] and ("d_heads" in memory) == self.keep:
                 return memory
-        # Zeros, as what columns are filled up with is never written; and more rows, as blocks of them are read.
+        # Zeros, as the columns that fill up are never written; and more rows, as whole blocks of them are read.
         return {name: x.new_empty(shape) for name, shape in floats.items()} | {
             name: x.new_zeros(count * b + BLOCK, columns, dtype=BF16) for name, (count, columns) in factors.items()
         }
+
+    def give_back(self, memory: dict[str, Tensor]) -> None:
+        """Keep what a pass has done with for a later one."""
+        if len(self.spare) < SPARE and not memory["canvas"].is_inference():
+            self.spare.append(memory)
 
 
 class Glimpses(torch.autograd.Function):
@@ -109,10 +115,10 @@ class Glimpses(torch.autograd.Function):
         steps, b = eps.shape[:2]
         r = enc.shape[1] - plan.e - plan.d
         x, eps = filled(x), eps.contiguous()
-        enc, dec = enc.roll(-r, 1), dec.roll(-plan.z, 1)  # [h_dec, h_enc, r] and [h_dec, z]
+        enc, dec = _apart(enc.roll(-r, 1), plan.d, plan.e, r), _apart(dec.roll(-plan.z, 1), plan.d, plan.z)
         memory = plan.memory(steps, x, r, len(head))
         memory["s_enc"][0], memory["s_dec"][0], memory["canvas"][0] = s_enc, s_dec, filled(canvas)
-        h_enc, h_dec = (h.clone(memory_format=torch.contiguous_format) for h in (h_enc, h_dec))
+        h_enc, h_dec = x.new_empty(b, plan.e).copy_(h_enc), x.new_empty(b, plan.d).copy_(h_dec)
         z, q = x.new_empty(b, plan.z), x.new_empty(steps, b, 2 * plan.z)
         rows = len(memory["canvas"])
         each = enc_bias.stride(0) > 0  # of an image has a bias of its own
@@ -131,16 +137,14 @@ class Glimpses(torch.autograd.Function):
             ctx.plan, ctx.names, ctx.each, ctx.spent = plan, tuple(memory), each, False
             ctx.save_for_backward(x, eps, q, enc, dec, post, head, *memory.values())
         else:
-            plan.spare.append(memory)
+            plan.give_back(memory)
         return *after, *q.chunk(2, dim=-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Back through the glimpses with the gradients of states alone, then each weight's in one product."""
-        if ctx.spent:
-            raise RuntimeError("the glimpses' kept values are used up: compute the loss again before a second backward")
-        ctx.spent = True
+        use_up(ctx)
         plan = ctx.plan
         x, eps, q, enc, dec, post, head, *kept = ctx.saved_tensors
         memory = dict(zip(ctx.names, kept, strict=True))
@@ -150,6 +154,7 @@ class Glimpses(torch.autograd.Function):
         d_state.append(filled(d_canvas))
         d_q = torch.cat(grads[5:], dim=-1)
         biases = [x.new_zeros(b, len(weight)) for weight in (enc, dec, post, head)]
+        of_h_enc = _columns(d)  # where it begins in enc_in
         names = ("r", "s_enc", "s_dec", "canvas", "heads")
         transposed = (_packed(plan.library, weight.mT) for weight in (enc, dec, post, head))
         _run(
@@ -164,11 +169,11 @@ class Glimpses(torch.autograd.Function):
             return (d_out.mT @ rows).float()
 
         enc_in, dec_in = memory["enc_in"][: (steps + 1) * b], memory["dec_in"][: steps * b]
-        d_enc = product("gates_enc", enc_in[: steps * b])[:, : d + e + r].roll(r, 1)
-        d_dec = product("gates_dec", dec_in)[:, : d + z].roll(z, 1)
-        d_post = product("d_post", enc_in[b:, d : d + e])[: 2 * z]
+        d_enc = _together(product("gates_enc", enc_in[: steps * b]), d, e, r).roll(r, 1)
+        d_dec = _together(product("gates_dec", dec_in), d, z).roll(z, 1)
+        d_post = product("d_post", enc_in[b:, of_h_enc : of_h_enc + e])[: 2 * z]
         d_head = product("d_heads", enc_in[:, :d])[: len(head)]
-        plan.spare.append(memory)
+        plan.give_back(memory)
         d_enc_bias, *d_biases = biases
         of_weights = (bias.sum(0) for bias in d_biases)
         d_weights = (d_enc, d_enc_bias, *itertools.chain(*zip((d_dec, d_post, d_head), of_weights, strict=True)))
@@ -176,8 +181,20 @@ class Glimpses(torch.autograd.Function):
         return None, None, None, *d_state, *d_weights
 
 
-def _columns(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+def _columns(*sizes: int) -> int:
+    """How many columns parts of these sizes take, each filled up to whole blocks."""
+    return sum(-(-size // BLOCK) * BLOCK for size in sizes)
+
+
+def _apart(weight: Tensor, *sizes: int) -> Tensor:
+    """Columns for parts of these sizes, each filled up with zeros as what they are multiplied with is."""
+    return torch.cat([pad(part, (0, -part.shape[1] % BLOCK)) for part in weight.split(sizes, dim=1)], dim=1)
+
+
+def _together(weight: Tensor, *sizes: int) -> Tensor:
+    """The columns of the parts alone, what `_apart` undoes."""
+    parts = weight.split([_columns(size) for size in sizes], dim=1)
+    return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
 
 def _packed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
@@ -194,4 +211,5 @@ def _run(function: Any, read: tuple[Tensor, ...], written: tuple[Tensor, ...], *
     tensors = [tensor.contiguous() for tensor in read] + list(written)
     fields = (ctypes.c_int64 * (len(tensors) + len(sizes)))(*(tensor.data_ptr() for tensor in tensors), *sizes)
     b = len(tensors[0])
-    function(fields, b, min(torch.get_num_threads(), b))
+    if function(fields, len(fields), b, min(torch.get_num_threads(), b)):
+        raise RuntimeError(f"{function.__name__} has not the {len(fields)} fields that it was called with")

@@ -5,9 +5,10 @@
 // products is that of kernels.cpp; products are made by the processor's matrix unit, AMX. Without one they are made of
 // vectors of floats, by which the tests run this anywhere.
 //
-// Compiled for the sizes of one model: those of kernels.cpp, ENC_SIZE, DEC_SIZE and Z_SIZE. Names and the meaning of
+// Compiled for the sizes of one model: those of kernels.cpp, ENC_SIZE, DEC_SIZE and Z_SIZE; and for BLOCK. Names and the meaning of
 // values are those of native.py; equation numbers are the paper's.
 
+#define OWN_THREADS 0
 #include "kernels.cpp"
 
 #if defined(__AMX_BF16__) && defined(__linux__) && !defined(NO_AMX)
@@ -19,24 +20,18 @@
 
 namespace {
 
-using bf16 = uint16_t;
-
-constexpr int BLOCK = 32;  // rows and columns of a block of sums, and the steps of a sum that are made at once
-constexpr int filled(int size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
+// Rows and columns of a block of sums, and the steps of a sum that are made at once, are BLOCK.
+constexpr int blocks(int size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
 
 constexpr int E = ENC_SIZE, D = DEC_SIZE, Z = Z_SIZE;
 constexpr int R = READ_N ? 2 * c * READ_N * READ_N : c * h * w;  // of what is read, what changes from glimpse to glimpse
 constexpr int RAW = READ_N ? 5 : 0;                              // where the write head's outputs begin
 constexpr int HEADS = RAW + (WRITE_N ? 5 + c * WRITE_N * WRITE_N : c * h * w);
-constexpr int KE = filled(D + E + R), KD = filled(D + Z);  // columns of enc_in [h_dec, h_enc, r] and dec_in [h_dec, z]
-constexpr int KQ = filled(2 * Z), KH = filled(HEADS);      // of the gradients of q and of the heads
-constexpr int GATES = filled(4 * std::max(E, D)) + 16;     // no power of two, or rows would lie in the same few cache lines
-
-inline bf16 rounded(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+// What feeds products lies beside one another, each filled up with columns that stay zero: enc_in [h_dec, h_enc, r],
+// dec_in [h_dec, z]; and the gradients of q and of the heads.
+constexpr int CD = blocks(D), CE = blocks(E), KE = CD + CE + blocks(R), KD = CD + blocks(Z);
+constexpr int KQ = blocks(2 * Z), KH = blocks(HEADS);
+constexpr int GATES = 4 * std::max(E, D) + 16;  // no power of two, or rows would lie in the same few lines of a cache
 
 // --- Products ------------------------------------------------------------------------------------------------------
 //
@@ -93,12 +88,6 @@ struct Tiles {};
 
 typedef uint32_t Pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // of bfloat16
 
-inline float as_float(uint32_t bits) {
-  float v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
 inline void block(const bf16* a, int stride, const bf16* W, int parts, float* sums, int sums_stride, int rows) {
   constexpr int VECTORS = BLOCK / LANES, AT_ONCE = 2;  // of a row; rows
   for (int first = 0; first < rows; first += AT_ONCE, a += AT_ONCE * stride, sums += AT_ONCE * sums_stride) {
@@ -115,7 +104,7 @@ inline void block(const bf16* a, int stride, const bf16* W, int parts, float* su
           std::memcpy(&at, a + i * stride + part * BLOCK + 2 * pair, sizeof at);
           for (int j = 0; j < VECTORS; j++) {
             const Pairs even = b[j] << 16, odd = b[j] & 0xffff0000u;
-            made[i][j] += as_float(at << 16) * (Lanes)even + as_float(at & 0xffff0000u) * (Lanes)odd;
+            made[i][j] += widened(at) * (Lanes)even + widened(at >> 16) * (Lanes)odd;
           }
         }
       }
@@ -129,7 +118,7 @@ inline void block(const bf16* a, int stride, const bf16* W, int parts, float* su
 // out (m, n) = a (m, k) W^T + bias, if there is one. Rows of a beyond m, up to a multiple of 32, must be memory.
 template <int n, int k>
 void product(int m, const bf16* a, int stride, const bf16* W, const float* bias, float* out, int out_stride) {
-  constexpr int parts = filled(k) / BLOCK;
+  constexpr int parts = blocks(k) / BLOCK;
   for (int column = 0; column < n; column += BLOCK, W += parts * BLOCK * BLOCK)
     for (int first = 0; first < m; first += BLOCK) {
       const int rows = std::min(BLOCK, m - first), columns = std::min(BLOCK, n - column);
@@ -166,19 +155,19 @@ void put(int m, const float* from, int stride, bf16* to, int to_stride, float* b
 // The steps of an LSTM of k units from the outputs of its product, and back to the gradients of them, which take the
 // place of the gates.
 template <int k>
-void lstm(int m, const float* in, int in_stride, const float* bias, int bias_stride, const float* s, int16_t* gates,
+void lstm(int m, const float* in, int in_stride, const float* bias, int bias_stride, const float* s, bf16* gates,
           float* s_next, float* h) {
   for (int i = 0; i < m; i++, in += in_stride, bias += bias_stride, s += k, gates += 4 * k, s_next += k, h += k)
     lstm_of(k, in, bias, s, gates, s_next, h);
 }
 
 template <int k>
-void lstm_back(int m, int16_t* gates, const float* s, const float* s_next, const float* dh, const float* dh2,
+void lstm_back(int m, bf16* gates, const float* s, const float* s_next, const float* dh, const float* dh2,
                int dh2_stride, const float* dh3, int dh3_stride, float* ds, float* bias, int bias_stride) {
   for (int i = 0; i < m; i++, gates += 4 * k, s += k, s_next += k, dh += k, dh2 += dh2_stride, ds += k, bias += bias_stride) {
     float din[4 * k];
     lstm_backward_of(k, gates, s, s_next, dh, dh2, dh3 ? dh3 + row(i, dh3_stride) : nullptr, ds, din);
-    put<4 * k>(1, din, 0, reinterpret_cast<bf16*>(gates), 0, bias, 0);
+    put<4 * k>(1, din, 0, gates, 0, bias, 0);
   }
 }
 
@@ -206,7 +195,7 @@ struct Forward {
   const bf16 *enc, *dec, *post, *head;                            // weights, from enc_in, dec_in, h_enc and h_dec
   const float *enc_bias, *dec_bias, *post_bias, *head_bias;       // (b or 1, 4e), (4d), (2z), (HEADS)
   bf16 *enc_in, *dec_in;                                          // (rows, b, KE), (rows, b, KD)
-  int16_t *gates_enc, *gates_dec;                                 // (rows, b, 4e), (rows, b, 4d)
+  bf16 *gates_enc, *gates_dec;                                    // (rows, b, 4e), (rows, b, 4d)
   float *r, *s_enc, *s_dec, *canvas, *heads;                      // (rows, b, ...)
   float *z, *q, *h_enc, *h_dec;  // (b, z), (t, b, 2z), (b, e), (b, d): the last two of the first state, then of the last
   int64_t steps, rows, bias_rows;  // rows: steps + 1, or 2 where nothing is kept; bias_rows: b, or 1 for all images
@@ -215,7 +204,7 @@ struct Forward {
     const int m = images.m;
     auto of = [&](auto* rows, int columns, int t = 0) { return images.of(rows, columns, t); };
     float *h_enc = of(this->h_enc, E), *h_dec = of(this->h_dec, D), *z = of(this->z, Z);
-    put<E>(m, h_enc, E, of(enc_in, KE) + D, KE);
+    put<E>(m, h_enc, E, of(enc_in, KE) + CD, KE);
     put<D>(m, h_dec, D, of(enc_in, KE), KE);
     put<D>(m, h_dec, D, of(dec_in, KD), KD);
     product<HEADS, D>(m, of(enc_in, KE), KE, head, head_bias, of(heads, HEADS), HEADS);
@@ -228,14 +217,14 @@ struct Forward {
       bf16 *into_next = of(enc_in, KE, next), *into_next_dec = of(dec_in, KD, next);
 
       read_forward(m, of(x, pixels), of(canvas, pixels, now), of(heads, HEADS, now), HEADS, read, R);  // 3, 4
-      put<R>(m, read, R, into_enc + D + E, KE);
+      put<R>(m, read, R, into_enc + CD + CE, KE);
       product<4 * E, KE>(m, into_enc, KE, enc, nullptr, gates.rows, GATES);
       lstm<E>(m, gates.rows, GATES, bias, bias_rows > 1 ? 4 * E : 0, of(s_enc, E, now), of(gates_enc, 4 * E, now),
               of(s_enc, E, next), h_enc);  // 5
-      put<E>(m, h_enc, E, into_next + D, KE);
-      product<2 * Z, E>(m, into_next + D, KE, post, post_bias, of(q, 2 * Z, t), 2 * Z);  // 1, 2
+      put<E>(m, h_enc, E, into_next + CD, KE);
+      product<2 * Z, E>(m, into_next + CD, KE, post, post_bias, of(q, 2 * Z, t), 2 * Z);  // 1, 2
       sample_forward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), z, Z);                        // 6
-      put<Z>(m, z, Z, into_dec + D, KD);
+      put<Z>(m, z, Z, into_dec + CD, KD);
       product<4 * D, KD>(m, into_dec, KD, dec, nullptr, gates.rows, GATES);
       lstm<D>(m, gates.rows, GATES, dec_bias, 0, of(s_dec, D, now), of(gates_dec, 4 * D, now), of(s_dec, D, next), h_dec);  // 7
       put<D>(m, h_dec, D, into_next, KE);
@@ -250,7 +239,7 @@ struct Backward {
   const float *x, *eps;
   const bf16 *enc, *dec, *post, *head;  // weights, transposed
   const float *r, *s_enc, *s_dec, *canvas, *heads, *q;
-  int16_t *gates_enc, *gates_dec;                           // become the gradients of their inputs, in bfloat16
+  bf16 *gates_enc, *gates_dec;                           // become the gradients of their inputs, in bfloat16
   float* d_q;                                               // of q from elsewhere; becomes that of q
   float *d_h_enc, *d_s_enc, *d_h_dec, *d_s_dec, *d_canvas;  // of the last state; become those of the first
   bf16 *d_post, *d_heads;                                   // (t, b, KQ), (t + 1, b, KH)
@@ -266,11 +255,11 @@ struct Backward {
     Scratch enc_in(m, KE), dec_in(m, KD), h_enc(m, E), h_dec(m, D), d_raw(m, HEADS);
     for (int i = 0; i < m; i++) {
       std::copy_n(d_h_dec + i * D, D, enc_in.rows + i * KE);
-      std::copy_n(d_h_enc + i * E, E, enc_in.rows + i * KE + D);
+      std::copy_n(d_h_enc + i * E, E, enc_in.rows + i * KE + CD);
     }
     for (int t = static_cast<int>(steps) - 1; t >= 0; t--) {
       float* d_q = of(this->d_q, 2 * Z, t);
-      int16_t *gates = of(gates_dec, 4 * D, t);
+      bf16 *gates = of(gates_dec, 4 * D, t);
       bf16 *d_head = of(d_heads, KH, t + 1), *d_post = of(this->d_post, KQ, t);
 
       write_backward(m, of(heads, HEADS, t + 1) + RAW, HEADS, d_canvas, d_raw.rows + RAW, HEADS);  // 8
@@ -278,31 +267,32 @@ struct Backward {
       product<D, KH>(m, d_head, KH, head, nullptr, h_dec.rows, D);
       lstm_back<D>(m, gates, of(s_dec, D, t), of(s_dec, D, t + 1), h_dec.rows, enc_in.rows, KE, dec_in.rows, KD, d_s_dec,
                    of(dec_bias, 4 * D), 0);  // 7
-      product<D + Z, 4 * D>(m, reinterpret_cast<bf16*>(gates), 4 * D, dec, nullptr, dec_in.rows, KD);
-      sample_backward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), dec_in.rows + D, KD, d_q);  // 6
+      product<KD, 4 * D>(m, gates, 4 * D, dec, nullptr, dec_in.rows, KD);
+      sample_backward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), dec_in.rows + CD, KD, d_q);  // 6
       put<2 * Z>(m, d_q, 2 * Z, d_post, KQ, of(post_bias, 2 * Z), 0);
       product<E, KQ>(m, d_post, KQ, post, nullptr, h_enc.rows, E);  // 1, 2
       gates = of(gates_enc, 4 * E, t);
-      lstm_back<E>(m, gates, of(s_enc, E, t), of(s_enc, E, t + 1), h_enc.rows, enc_in.rows + D, KE, nullptr, 0, d_s_enc,
+      lstm_back<E>(m, gates, of(s_enc, E, t), of(s_enc, E, t + 1), h_enc.rows, enc_in.rows + CD, KE, nullptr, 0, d_s_enc,
                    of(enc_bias, 4 * E), bias_rows > 1 ? 4 * E : 0);  // 5
-      product<D + E + R, 4 * E>(m, reinterpret_cast<bf16*>(gates), 4 * E, enc, nullptr, enc_in.rows, KE);
+      product<KE, 4 * E>(m, gates, 4 * E, enc, nullptr, enc_in.rows, KE);
       read_backward(m, of(x, pixels), of(canvas, pixels, t), of(heads, HEADS, t), HEADS, of(r, R, t), R,
-                    enc_in.rows + D + E, KE, d_raw.rows, HEADS, d_canvas);  // 3, 4
+                    enc_in.rows + CD + CE, KE, d_raw.rows, HEADS, d_canvas);  // 3, 4
     }
     // The first read's window is of the first state; nothing was written by it.
     for (int i = 0; i < m; i++) std::fill_n(d_raw.rows + i * HEADS + RAW, HEADS - RAW, 0.0f);
     put<HEADS>(m, d_raw.rows, HEADS, of(d_heads, KH), KH, of(head_bias, HEADS), 0);
     product<D, KH>(m, of(d_heads, KH), KH, head, nullptr, h_dec.rows, D);
     for (int i = 0; i < m; i++) {
-      std::copy_n(enc_in.rows + i * KE + D, E, d_h_enc + i * E);
+      std::copy_n(enc_in.rows + i * KE + CD, E, d_h_enc + i * E);
       for (int k = 0; k < D; k++) d_h_dec[i * D + k] = h_dec.rows[i * D + k] + enc_in.rows[i * KE + k] + dec_in.rows[i * KD + k];
     }
   }
 };
 
 template <class Pass>
-void run(const void* pass, int b, int threads) {
+int run(const void* pass, int fields, int b, int threads) {
   Pass of;
+  if (fields * sizeof(int64_t) != sizeof of) return 1;
   std::memcpy(&of, pass, sizeof of);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int share = 0; share < threads; share++) {
@@ -311,6 +301,7 @@ void run(const void* pass, int b, int threads) {
     [[maybe_unused]] Tiles tiles;
     of.run({b, first, next - first});
   }
+  return 0;
 }
 
 }  // namespace
@@ -325,22 +316,22 @@ EXPORT int draw_matrix_unit() {
 }
 
 // A matrix (n, k), its values so many floats apart, to the order in which products read it.
-EXPORT void draw_pack(const float* W, int n, int k, int64_t n_stride, int64_t k_stride, uint16_t* to, int threads) {
-  const int parts = filled(k) / BLOCK, tiles = filled(n) / 16 * parts;
+EXPORT void draw_pack(const float* W, int n, int k, int64_t n_stride, int64_t k_stride, bf16* to, int threads) {
+  const int parts = blocks(k) / BLOCK, tiles = blocks(n) / 16 * parts;
 #pragma omp parallel for num_threads(threads)
   for (int tile = 0; tile < tiles; tile++) {
     const int column = tile / (2 * parts) * BLOCK + tile % 2 * 16, step = tile / 2 % parts * BLOCK;
     const float* from = W + column * n_stride + step * k_stride;
     const int columns = std::min(16, n - column), steps = std::min(BLOCK, k - step);
-    uint16_t* at = to + static_cast<int64_t>(tile) * 16 * BLOCK;
+    bf16* at = to + static_cast<int64_t>(tile) * 16 * BLOCK;
     for (int i = 0; i < BLOCK; i++)
       for (int j = 0; j < 16; j++)
         at[i / 2 * BLOCK + j * 2 + i % 2] = i < steps && j < columns ? rounded(from[j * n_stride + i * k_stride]) : 0;
   }
 }
 
-// The glimpses from the places of a Forward's tensors and its sizes, 8 bytes each.
-EXPORT void draw_forward(const void* pass, int b, int threads) { run<Forward>(pass, b, threads); }
+// The glimpses from the fields of a Forward, 8 bytes each: the places of tensors, and sizes. 1 if there are others.
+EXPORT int draw_forward(const void* pass, int fields, int b, int threads) { return run<Forward>(pass, fields, b, threads); }
 
 // Their gradients, from those of a Backward.
-EXPORT void draw_backward(const void* pass, int b, int threads) { run<Backward>(pass, b, threads); }
+EXPORT int draw_backward(const void* pass, int fields, int b, int threads) { return run<Backward>(pass, fields, b, threads); }

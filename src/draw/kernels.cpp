@@ -1,8 +1,8 @@
 // Everything of a glimpse but its matrix products, fused, forward and backward, for float32 on the CPU.
 //
-// Called from native.py, which does the products and walks the glimpses, and which compiles this file for the sizes of
-// one model: CHANNELS, HEIGHT, WIDTH, READ_N and WRITE_N, the last two 0 without attention. Rows are images; a stride is
-// the floats from one image's row to the next. Equation numbers are the paper's; the meaning of every value is that of
+// Called from native.py, which does the products and walks the glimpses, and part of glimpses.cpp, which does both
+// itself. Compiled for the sizes of one model: CHANNELS, HEIGHT, WIDTH, READ_N and WRITE_N, the last two 0 without
+// attention; and for FILL. Rows are images; a stride is the floats from one image's row to the next. Equation numbers are the paper's; the meaning of every value is that of
 // filterbank.py, attention.py and model.py, to which the tests hold it.
 
 #include <algorithm>
@@ -15,6 +15,10 @@
 #define EXPORT extern "C" __declspec(dllexport)
 #else
 #define EXPORT extern "C"
+#endif
+
+#ifndef OWN_THREADS  // to share the images between, where whoever includes this has not done so
+#define OWN_THREADS 1
 #endif
 
 namespace {
@@ -53,7 +57,7 @@ inline float exp_(float v) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  uint32_t bits = (static_cast<uint32_t>(static_cast<int32_t>(n)) + 127) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return v < -87.0f ? 0.0f : p * scale;
@@ -139,7 +143,7 @@ struct Attention {  // a window and its filters
   }
 };
 
-// The products of filters with a channel or a patch, a vector of pixels at a time. A patch is (n, n), rows are (n, w).
+// The products of filters with a channel or a patch, a vector of pixels at a time. A patch is (n, n), rows are (n, line).
 
 // rows = F_Y channel
 template <int n>
@@ -275,42 +279,73 @@ void write_patch_backward(const float* head, const float* dcanvas, float* dhead)
   at.backward(dF_X, dF_Y, dlog_gamma, dhead);
 }
 
-// A gate as it is kept for the backward pass: as it is, or as a fraction of 16 bits, since gates lie in [-1, 1].
-inline void keep(float gate, float& kept) { kept = gate; }
-inline void keep(float gate, int16_t& kept) { kept = static_cast<int16_t>(std::nearbyint(gate * 32767.0f)); }
-inline float gate(float kept) { return kept; }
-inline float gate(int16_t kept) { return kept * (1.0f / 32767.0f); }
+// A gate as it is kept for the backward pass: as it is, or in bfloat16, and then as its distance from the nearer of its
+// two ends, negative from the upper one, since a gate that is almost shut or open has a slope all the same.
+using bf16 = uint16_t;
+
+inline bf16 rounded(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return static_cast<bf16>(v != v ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline float widened(bf16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+struct Gate {
+  float value, slope;
+};
+inline void keep_sigmoid(float v, float& kept) { kept = v; }
+inline void keep_sigmoid(float v, bf16& kept) { kept = rounded(v < 0.5f ? v : v - 1); }
+inline void keep_tanh(float v, float& kept) { kept = v; }
+inline void keep_tanh(float v, bf16& kept) { keep_sigmoid(0.5f * (v + 1), kept); }
+inline Gate kept_sigmoid(float v) { return {v, v * (1 - v)}; }
+inline Gate kept_sigmoid(bf16 kept) {
+  const float v = widened(kept), distance = std::fabs(v);
+  return {v < 0 ? 1 + v : v, distance * (1 - distance)};
+}
+inline Gate kept_tanh(float v) { return {v, 1 - v * v}; }
+inline Gate kept_tanh(bf16 kept) {
+  const Gate of = kept_sigmoid(kept);
+  return {2 * of.value - 1, 4 * of.slope};
+}
 
 // One image's step of an LSTM of k units: from the gates' inputs less their bias to the gates [i, f, g, o], the memory
 // after it and the output.
-template <class Gate>
-inline void lstm_of(int k, const float* in, const float* bias, const float* before, Gate* gates, float* after, float* out) {
+template <class Kept>
+inline void lstm_of(int k, const float* in, const float* bias, const float* before, Kept* gates, float* after, float* out) {
 #pragma omp simd
   for (int u = 0; u < k; u++) {
     float i = sigmoid(in[u] + bias[u]), f = sigmoid(in[k + u] + bias[k + u]);
     float g = tanh_(in[2 * k + u] + bias[2 * k + u]), o = sigmoid(in[3 * k + u] + bias[3 * k + u]);
     after[u] = f * before[u] + i * g;
     out[u] = o * tanh_(after[u]);
-    keep(i, gates[u]), keep(f, gates[k + u]), keep(g, gates[2 * k + u]), keep(o, gates[3 * k + u]);
+    keep_sigmoid(i, gates[u]), keep_sigmoid(f, gates[k + u]);
+    keep_tanh(g, gates[2 * k + u]), keep_sigmoid(o, gates[3 * k + u]);
   }
 }
 
 // Its gradient: din is that of the gates' inputs, ds becomes that of the memory before. The output's is the sum of two
 // or three parts.
-template <class Gate>
-inline void lstm_backward_of(int k, const Gate* gates, const float* before, const float* after, const float* dh,
+template <class Kept>
+inline void lstm_backward_of(int k, const Kept* gates, const float* before, const float* after, const float* dh,
                              const float* dh2, const float* dh3, float* ds, float* din) {
   const float third = dh3 ? 1.0f : 0.0f, *d3 = dh3 ? dh3 : dh2;
 #pragma omp simd
   for (int u = 0; u < k; u++) {
-    float i = gate(gates[u]), f = gate(gates[k + u]), g = gate(gates[2 * k + u]), o = gate(gates[3 * k + u]);
+    const Gate i = kept_sigmoid(gates[u]), f = kept_sigmoid(gates[k + u]);
+    const Gate g = kept_tanh(gates[2 * k + u]), o = kept_sigmoid(gates[3 * k + u]);
     float dout = dh[u] + dh2[u] + third * d3[u], tanh_s = tanh_(after[u]);
-    float dafter = ds[u] + dout * o * (1 - tanh_s * tanh_s);
-    ds[u] = dafter * f;
-    din[u] = dafter * g * i * (1 - i);
-    din[k + u] = dafter * before[u] * f * (1 - f);
-    din[2 * k + u] = dafter * i * (1 - g * g);
-    din[3 * k + u] = dout * tanh_s * o * (1 - o);
+    float dafter = ds[u] + dout * o.value * (1 - tanh_s * tanh_s);
+    ds[u] = dafter * f.value;
+    din[u] = dafter * g.value * i.slope;
+    din[k + u] = dafter * before[u] * f.slope;
+    din[2 * k + u] = dafter * i.value * g.slope;
+    din[3 * k + u] = dout * tanh_s * o.slope;
   }
 }
 
@@ -321,7 +356,7 @@ inline int64_t row(int m, int stride) { return static_cast<int64_t>(m) * stride;
 // Eqs. 3-4: r (b, 2 c n n), or without attention the error image (b, c h w), its lines not filled up.
 EXPORT void read_forward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, float* r,
                          int r_stride) {
-#pragma omp parallel
+#pragma omp parallel if (OWN_THREADS)
   {
     std::vector<float> x_hat(pixels);
 #pragma omp for
@@ -341,7 +376,7 @@ EXPORT void read_forward(int b, const float* x, const float* canvas, const float
 // The gradient of `read_forward`: writes draw, and adds to dcanvas.
 EXPORT void read_backward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, const float* r,
                           int r_stride, const float* dr, int dr_stride, float* draw, int draw_stride, float* dcanvas) {
-#pragma omp parallel
+#pragma omp parallel if (OWN_THREADS)
   {
     std::vector<float> x_hat(pixels), dx_hat(pixels);
 #pragma omp for
@@ -367,7 +402,7 @@ EXPORT void read_backward(int b, const float* x, const float* canvas, const floa
 
 // Eq. 8: the next canvas from a head's output, [raw window, patch] or without attention the stroke (eq. 18).
 EXPORT void write_forward(int b, const float* head, int head_stride, const float* canvas, float* next) {
-#pragma omp parallel for
+#pragma omp parallel for if (OWN_THREADS)
   for (int m = 0; m < b; m++) {
     const float *out = head + row(m, head_stride), *before = canvas + row(m, pixels);
     float* after = next + row(m, pixels);
@@ -384,7 +419,7 @@ EXPORT void write_forward(int b, const float* head, int head_stride, const float
 // The gradient of `write_forward` by the head's output; the canvas's own passes through.
 EXPORT void write_backward(int b, const float* head, int head_stride, const float* dcanvas, float* dhead,
                            int dhead_stride) {
-#pragma omp parallel for
+#pragma omp parallel for if (OWN_THREADS)
   for (int m = 0; m < b; m++) {
     const float* d = dcanvas + row(m, pixels);
     float* out = dhead + row(m, dhead_stride);
@@ -400,7 +435,7 @@ EXPORT void write_backward(int b, const float* head, int head_stride, const floa
 // A bias of stride 0 is that of all images.
 EXPORT void lstm_forward(int b, int k, const float* bias, int bias_stride, float* gates, const float* s, float* s_next,
                          float* h, int h_stride, float* h2, int h2_stride) {
-#pragma omp parallel for
+#pragma omp parallel for if (OWN_THREADS)
   for (int m = 0; m < b; m++) {
     float *of = gates + row(m, 4 * k), *out = h + row(m, h_stride);
     lstm_of(k, of, bias + row(m, bias_stride), s + row(m, k), of, s_next + row(m, k), out);
@@ -411,7 +446,7 @@ EXPORT void lstm_forward(int b, int k, const float* bias, int bias_stride, float
 // The gradient of `lstm_forward`: the gates become the gradients of their inputs, ds that of the memory before.
 EXPORT void lstm_backward(int b, int k, float* gates, const float* s, const float* s_next, const float* dh, int dh_stride,
                           const float* dh2, int dh2_stride, const float* dh3, int dh3_stride, float* ds) {
-#pragma omp parallel for
+#pragma omp parallel for if (OWN_THREADS)
   for (int m = 0; m < b; m++) {
     float* of = gates + row(m, 4 * k);
     lstm_backward_of(k, of, s + row(m, k), s_next + row(m, k), dh + row(m, dh_stride), dh2 + row(m, dh2_stride),
@@ -421,7 +456,7 @@ EXPORT void lstm_backward(int b, int k, float* gates, const float* s, const floa
 
 // Eq. 6 from q (b, 2 z) = [mu, log sigma].
 EXPORT void sample_forward(int b, int size, const float* q, const float* eps, float* z, int z_stride) {
-#pragma omp parallel for
+#pragma omp parallel for if (OWN_THREADS)
   for (int m = 0; m < b; m++) {
     const float *mu = q + row(m, 2 * size), *log_sigma = mu + size, *e = eps + row(m, size);
     float* out = z + row(m, z_stride);
@@ -433,7 +468,7 @@ EXPORT void sample_forward(int b, int size, const float* q, const float* eps, fl
 // The gradient of `sample_forward`, added to dq.
 EXPORT void sample_backward(int b, int size, const float* q, const float* eps, const float* dz, int dz_stride,
                             float* dq) {
-#pragma omp parallel for
+#pragma omp parallel for if (OWN_THREADS)
   for (int m = 0; m < b; m++) {
     const float *log_sigma = q + static_cast<int64_t>(m) * 2 * size + size, *e = eps + row(m, size);
     const float* d = dz + row(m, dz_stride);

@@ -1,6 +1,6 @@
 """The fused loops of kernels.cpp, compiled on first use by the machine's own C++ compiler and kept.
 
-A plain C library called through ctypes: no headers but the language's own, so that it compiles in two seconds.
+A plain C library called through ctypes, which compiles in two seconds; glimpses.cpp and glimpses.cu likewise, in five.
 """
 
 import ctypes
@@ -22,7 +22,8 @@ from draw.sources import cache_folder
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 GLIMPSES_SOURCE = Path(__file__).with_name("glimpses.cpp")
-FILL = 16  # floats to whole multiples of which the kernels have lines of pixels filled up
+FILL = 16  # floats, to multiples of which the kernels have lines of pixels filled up
+BLOCK = 32  # columns, to multiples of which glimpses.cpp has what feeds its products filled up
 CUDA_SOURCE = Path(__file__).with_name("glimpses.cu")
 CUDA_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC")
 # Tried first; a compiler without them makes slower kernels.
@@ -95,7 +96,7 @@ def _processor_flags() -> str:
 
 
 def has_matrix_unit() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 by itself (Intel's AMX), and the system lets it."""
+    """Whether the processor has a unit that multiplies matrices of bfloat16 (Intel's AMX), and the system knows it."""
     return "amx_bf16" in _processor_flags().split()
 
 
@@ -119,7 +120,7 @@ def _loaded_on_cpu(sizes: Sizes | GlimpsesSizes, *sources: Path) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise UserError("no C++ compiler (c++, g++ or clang++; CXX can name one)")
-    always = [*FLAGS, *macros(sizes), f"-DFILL={FILL}"]
+    always = [*FLAGS, *macros(sizes), f"-DFILL={FILL}", f"-DBLOCK={BLOCK}"]
     commands = [[compiler, *OPTIONAL[:count], *always] for count in (3, 2, 1, 0)]
     return _loaded(sources, commands, _processor())
 

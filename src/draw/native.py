@@ -118,7 +118,7 @@ def _weights(model: DRAW, x: Tensor) -> tuple[Tensor, ...]:
     if not isinstance(read, FullRead):
         return weight, bias.expand(len(x), -1), *others
     of_image, weight = weight.split([image.shape[1], weight.shape[1] - image.shape[1]], dim=1)
-    return weight, linear(image, of_image, bias), *others
+    return weight, linear(image, of_image, bias).to(bias.dtype), *others  # which autocast would make bfloat16
 
 
 def filled(images: Tensor) -> Tensor:
@@ -127,6 +127,13 @@ def filled(images: Tensor) -> Tensor:
     copy = images.new_zeros(*images.shape[:-1], -(-width // FILL) * FILL)
     copy[..., :width] = images
     return copy
+
+
+def use_up(ctx: Any) -> None:
+    """Refuse a second backward pass: the first one overwrites what it reads."""
+    if ctx.spent:
+        raise RuntimeError("the glimpses' kept values are used up: compute the loss again before a second backward")
+    ctx.spent = True
 
 
 class _Plan:
@@ -210,9 +217,7 @@ class Glimpses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Back through the glimpses with the gradients of states alone, then each weight's in one product."""
-        if ctx.spent:
-            raise RuntimeError("the glimpses' kept values are used up: compute the loss again before a second backward")
-        ctx.spent = True
+        use_up(ctx)
         plan = ctx.plan
         kernels = load(plan.kernels)
         x, eps, enc_in, dec_in, heads, gates_enc, gates_dec, s_enc, s_dec, canvas, q, *weights = ctx.saved_tensors
