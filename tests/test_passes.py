@@ -142,6 +142,52 @@ def test_what_the_kernels_cannot_read_goes_the_plain_way(given):
     assert model(eps[:, :0], x[:0], unroll=unroll).canvas.shape == (0, *model.config.image_shape)
 
 
+def on_cpu(tmp_path, **sizes):
+    model = random_model(seed=1, dtype=torch.float32, spread=0.05, **SMALL | sizes)
+    return model, cpu.unroll_for(model, plain_cpu(model, tmp_path))
+
+
+@pytest.mark.parametrize("hidden", [40, 128])
+def test_a_value_that_is_not_finite_stays_with_its_image_and_its_pass(tmp_path, hidden):
+    model, unroll = on_cpu(tmp_path, enc_size=hidden, dec_size=hidden)
+    eps, x = inputs(model, 5)
+    bad = x.clone()
+    bad[2, 0, 3, 3] = torch.nan
+    with torch.no_grad():
+        for images in (x, bad, x):
+            finite = model(eps, images, unroll=unroll).canvas.flatten(1).isfinite().all(1)
+            assert finite.tolist() == [True, True, images is x, True, True]
+
+
+@pytest.mark.parametrize(("gate", "bias"), [("input", -11), ("forget", 11), ("candidate", 6), ("output", -12)])
+def test_gates_that_are_almost_shut_or_open_have_their_slope(tmp_path, gate, bias):
+    model, unroll = on_cpu(tmp_path)
+    rows = ["input", "forget", "candidate", "output"].index(gate) * model.config.dec_size + torch.arange(8)
+    with torch.no_grad():
+        model.decoder.to_gates.bias[rows] = bias
+    eps, x = inputs(model, 16)
+    given, wanted = (outcome(model, eps, x, way)["decoder.to_gates.bias"][rows] for way in (unroll, None))
+    require_close({gate: given}, {gate: wanted}, 3e-2)
+
+
+def test_any_state_that_the_plain_model_can_be_given_is_read(tmp_path):
+    model, unroll = on_cpu(tmp_path)
+    eps, x = inputs(model, 3)
+    one = model.initial_state(1)
+    last, _ = unroll(State(*(value.double() for value in one)), eps, x)
+    wanted, _ = unroll(model.initial_state(3), eps, x)
+    assert all(torch.equal(*pair) for pair in zip(last, wanted, strict=True))
+
+
+def test_measuring_in_inference_mode_leaves_nothing_behind(tmp_path):
+    model, unroll = on_cpu(tmp_path)
+    eps, x = inputs(model, 3)
+    with torch.inference_mode():
+        first = model(eps, x, unroll=unroll).canvas
+    with torch.no_grad():
+        assert torch.equal(model(eps, x, unroll=unroll).canvas, first)
+
+
 @needs_matrix_unit
 def test_bfloat16_on_a_processor_with_a_matrix_unit_is_one_pass(monkeypatch, caplog):
     model = random_model(dtype=torch.float32, **SMALL)
