@@ -26,8 +26,8 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b"]:
         At least 0; exactly 0 where q = p.
     """
     mu = (q.mu - p.mu) * (-p.log_sigma).exp()
-    log_sigma = q.log_sigma - p.log_sigma
-    return 0.5 * (mu.square() + (2 * log_sigma).exp() - 2 * log_sigma - 1).sum(-1)  # 11
+    log_variance = 2 * (q.log_sigma - p.log_sigma)
+    return 0.5 * (mu.square() + log_variance.exp() - log_variance - 1).sum(-1)  # 11
 
 
 def log_density(z: Float[Tensor, "*b z"], p: Gaussian) -> Float[Tensor, "*b"]:

@@ -239,7 +239,7 @@ struct Backward {
   const float *x, *eps;
   const bf16 *enc, *dec, *post, *head;  // weights, transposed
   const float *r, *s_enc, *s_dec, *canvas, *heads, *q;
-  bf16 *gates_enc, *gates_dec;                           // become the gradients of their inputs, in bfloat16
+  bf16 *gates_enc, *gates_dec;                              // become the gradients of their inputs, in bfloat16
   float* d_q;                                               // of q from elsewhere; becomes that of q
   float *d_h_enc, *d_s_enc, *d_h_dec, *d_s_dec, *d_canvas;  // of the last state; become those of the first
   bf16 *d_post, *d_heads;                                   // (t, b, KQ), (t + 1, b, KH)
