@@ -6,6 +6,7 @@ CUDA's are run on the CPU thread by thread (cuda_on_cpu.h), the CPU's with the p
 import platform
 import shutil
 
+import jaxtyping
 import pytest
 import torch
 
@@ -170,13 +171,16 @@ def test_gates_that_are_almost_shut_or_open_have_their_slope(tmp_path, gate, bia
     require_close({gate: given}, {gate: wanted}, 3e-2)
 
 
-def test_any_state_that_the_plain_model_can_be_given_is_read(tmp_path):
-    model, unroll = on_cpu(tmp_path)
+@pytest.mark.parametrize("wrong", ["one image's", "double"])
+def test_a_state_of_another_shape_or_type_is_refused_as_the_plain_model_does(given, wrong):
+    model, unroll = given
     eps, x = inputs(model, 3)
-    one = model.initial_state(1)
-    last, _ = unroll(State(*(value.double() for value in one)), eps, x)
-    wanted, _ = unroll(model.initial_state(3), eps, x)
-    assert all(torch.equal(*pair) for pair in zip(last, wanted, strict=True))
+    state = model.initial_state(1 if wrong == "one image's" else 3)
+    if wrong == "double":
+        state = State(*(value.double() for value in state))
+    for way in (model.unroll, unroll):
+        with pytest.raises((RuntimeError, TypeError, jaxtyping.TypeCheckError)):
+            way(state, eps, x)
 
 
 def test_measuring_in_inference_mode_leaves_nothing_behind(tmp_path):

@@ -118,7 +118,7 @@ class Glimpses(torch.autograd.Function):
         enc, dec = _apart(enc.roll(-r, 1), plan.d, plan.e, r), _apart(dec.roll(-plan.z, 1), plan.d, plan.z)
         memory = plan.memory(steps, x, r, len(head))
         memory["s_enc"][0], memory["s_dec"][0], memory["canvas"][0] = s_enc, s_dec, filled(canvas)
-        h_enc, h_dec = x.new_empty(b, plan.e).copy_(h_enc), x.new_empty(b, plan.d).copy_(h_dec)
+        h_enc, h_dec = (h.clone(memory_format=torch.contiguous_format) for h in (h_enc, h_dec))
         z, q = x.new_empty(b, plan.z), x.new_empty(steps, b, 2 * plan.z)
         rows = len(memory["canvas"])
         each = enc_bias.stride(0) > 0  # of an image has a bias of its own

@@ -76,7 +76,7 @@ def unroll_for_kernels(model: DRAW, glimpses: Callable[..., tuple[Tensor, ...]])
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
-        if x is None or not len(x) or not _as_expected(model, eps, x):
+        if x is None or not len(x) or not _as_expected(model, state, eps, x):
             return model.unroll(state, eps, x)
         weights = _weights(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
@@ -88,12 +88,16 @@ def unroll_for_kernels(model: DRAW, glimpses: Callable[..., tuple[Tensor, ...]])
     return unroll
 
 
-def _as_expected(model: DRAW, eps: Tensor, x: Tensor) -> bool:
+def _as_expected(model: DRAW, state: State, eps: Tensor, x: Tensor) -> bool:
     """Whether the kernels may read these; the plain model says what is wrong with others, or knows how to use them."""
-    shapes = (*eps.shape[1:2], *model.config.image_shape) == x.shape and eps.shape[2:] == (model.config.z_size,)
-    return shapes and all(
-        value.device == model.canvas0.device and value.dtype == torch.float32 and not value.requires_grad
-        for value in (eps, x)
+    c, b = model.config, len(x)
+    shapes = [(b, c.enc_size)] * 2 + [(b, c.dec_size)] * 2 + [(b, *c.image_shape), (len(eps), b, c.z_size), x.shape]
+    values = (*state, eps, x)
+    return (
+        x.shape[1:] == c.image_shape
+        and not any(value.requires_grad for value in (eps, x))
+        and all(value.shape == shape for value, shape in zip(values, shapes, strict=True))
+        and all(value.device == model.canvas0.device and value.dtype == torch.float32 for value in values)
     )
 
 
