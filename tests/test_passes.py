@@ -171,6 +171,17 @@ def test_gates_that_are_almost_shut_or_open_have_their_slope(tmp_path, gate, bia
     require_close({gate: given}, {gate: wanted}, 3e-2)
 
 
+@pytest.mark.parametrize("bias", [-40, 40])
+def test_gates_at_their_very_ends_have_their_value(tmp_path, bias):
+    model, unroll = on_cpu(tmp_path)
+    with torch.no_grad():
+        for gate in range(4):  # of some units the input gate, of others the forget gate, and so on
+            for layer, size in ((model.encoder, model.config.enc_size), (model.decoder, model.config.dec_size)):
+                layer.to_gates.bias[gate * size + 8 * gate + torch.arange(8)] = bias
+    eps, x = inputs(model, 16)
+    require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), 3e-2)
+
+
 @pytest.mark.parametrize("wrong", ["one image's", "double"])
 def test_a_state_of_another_shape_or_type_is_refused_as_the_plain_model_does(given, wrong):
     model, unroll = given

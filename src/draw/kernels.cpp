@@ -2,8 +2,9 @@
 //
 // Called from native.py, which does the products and walks the glimpses, and part of glimpses.cpp, which does both
 // itself. Compiled for the sizes of one model: CHANNELS, HEIGHT, WIDTH, READ_N and WRITE_N, the last two 0 without
-// attention; and for FILL. Rows are images; a stride is the floats from one image's row to the next. Equation numbers are the paper's; the meaning of every value is that of
-// filterbank.py, attention.py and model.py, to which the tests hold it.
+// attention; and for FILL. Rows are images; a stride is the floats from one image's row to the next. Equation numbers
+// are the paper's; the meaning of every value is that of filterbank.py, attention.py and model.py, to which the tests
+// hold it.
 
 #include <algorithm>
 #include <cmath>
@@ -280,7 +281,7 @@ void write_patch_backward(const float* head, const float* dcanvas, float* dhead)
 }
 
 // A gate as it is kept for the backward pass: as it is, or in bfloat16, and then as its distance from the nearer of its
-// two ends, negative from the upper one, since a gate that is almost shut or open has a slope all the same.
+// two ends, with a minus sign, be it -0, from the upper one: a gate that is almost shut or open has a slope all the same.
 using bf16 = uint16_t;
 
 inline bf16 rounded(float v) {
@@ -300,13 +301,13 @@ struct Gate {
   float value, slope;
 };
 inline void keep_sigmoid(float v, float& kept) { kept = v; }
-inline void keep_sigmoid(float v, bf16& kept) { kept = rounded(v < 0.5f ? v : v - 1); }
+inline void keep_sigmoid(float v, bf16& kept) { kept = rounded(v < 0.5f ? v : -(1 - v)); }
 inline void keep_tanh(float v, float& kept) { kept = v; }
 inline void keep_tanh(float v, bf16& kept) { keep_sigmoid(0.5f * (v + 1), kept); }
 inline Gate kept_sigmoid(float v) { return {v, v * (1 - v)}; }
 inline Gate kept_sigmoid(bf16 kept) {
   const float v = widened(kept), distance = std::fabs(v);
-  return {v < 0 ? 1 + v : v, distance * (1 - distance)};
+  return {kept & 0x8000 ? 1 + v : v, distance * (1 - distance)};
 }
 inline Gate kept_tanh(float v) { return {v, 1 - v * v}; }
 inline Gate kept_tanh(bf16 kept) {
