@@ -5,10 +5,16 @@ import subprocess
 from pathlib import Path
 
 from draw import cpu, cuda, kernels
+from draw.config import ModelConfig, fields_of
 from draw.objective import losses
 
 HERE = Path(__file__).parent
 SMALL = {"enc_size": 128, "dec_size": 128, "height": 7, "width": 6, "steps": 3, "z_size": 5, "read_n": 3, "write_n": 4}
+SIZES = {
+    "small": SMALL,
+    "mnist": {f.name: f.default for f in fields_of(ModelConfig)} | {"steps": 4},
+    "wide": SMALL | {"height": 9, "width": 32, "steps": 2, "z_size": 17, "read_n": 1, "write_n": 1},
+}
 
 
 def emulated_cuda(model, folder):

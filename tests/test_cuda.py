@@ -14,7 +14,7 @@ from draw.attention import AttentiveRead
 from draw.config import ModelConfig
 from draw.errors import UserError
 from draw.model import DRAW
-from passes import SMALL, emulated_cuda, outcome
+from passes import SIZES, emulated_cuda, outcome
 from tiny import inputs, random_model
 
 pytestmark = pytest.mark.skipif(
@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_threads_may_run_in_any_order(tmp_path):
-    model = random_model(seed=1, dtype=torch.float32, spread=0.05, **SMALL)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_threads_may_run_in_any_order(tmp_path, sizes):
+    model = random_model(seed=1, dtype=torch.float32, spread=0.05, **sizes)
     library = emulated_cuda(model, tmp_path)
     eps, x = inputs(model, 16)
     outcomes = []

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from draw import cpu, cuda, fast, kernels
-from draw.config import ModelConfig, SpeedConfig, fields_of
+from draw.config import SpeedConfig
 from draw.errors import UserError
 from draw.noise import seeded
 from draw.objective import losses
 from draw.types import State
-from passes import SMALL, emulated_cuda, outcome, plain_cpu
+from passes import SIZES, SMALL, emulated_cuda, outcome, plain_cpu
 from tiny import inputs, random_model
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on this machine")
@@ -28,11 +28,6 @@ PASSES = [
     pytest.param((cpu, plain_cpu), id="cpu"),
     pytest.param((cpu, lambda model, folder: None), marks=needs_matrix_unit, id="matrix unit"),
 ]
-SIZES = {
-    "small": SMALL,
-    "mnist": {f.name: f.default for f in fields_of(ModelConfig)} | {"steps": 4},
-    "wide": SMALL | {"height": 9, "width": 32, "steps": 2, "z_size": 17, "read_n": 1, "write_n": 1},
-}
 ON_CPU = {
     "without": SMALL | {"enc_size": 16, "dec_size": 40, "read_n": None, "write_n": None},
     "reads whole": SMALL | {"enc_size": 40, "read_n": None},
@@ -62,11 +57,11 @@ def require_close(given, wanted, tolerance):
         assert error < tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("b", [16, 17, 70])
+@pytest.mark.parametrize("b", [16, 17, 19, 70])
 def test_values_and_gradients_are_those_of_the_plain_model(given, b):
     model, unroll = given
     eps, x = inputs(model, b)
-    require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), 3e-2)  # factors have 8 bits
+    require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), 2e-2)  # factors have 8 bits
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -121,7 +116,7 @@ def test_every_state_passes_its_gradient_on(given):
         sum((v * torch.randn(v.shape, generator=weights)).sum() for v in after).backward()
         return {name: value.grad for name, value in zip(State._fields, state, strict=True)}
 
-    require_close(gradients(unroll), gradients(model.unroll), 3e-2)
+    require_close(gradients(unroll), gradients(model.unroll), 2e-2)
 
 
 def test_generation_is_the_plain_models(given):

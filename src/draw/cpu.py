@@ -79,8 +79,8 @@ class _Plan:
             "heads": (rows, b, heads),
         }
         factors = {
-            "enc_in": (rows, _columns(d, e, r)),
-            "dec_in": (rows, _columns(d, z)),
+            "enc_in": (rows, _columns(r, d, e)),
+            "dec_in": (rows, _columns(z, d)),
             "gates_enc": (rows, 4 * e),
             "gates_dec": (rows, 4 * d),
         }
@@ -105,7 +105,7 @@ class _Plan:
 
 
 class Glimpses(torch.autograd.Function):
-    """Eqs. 3-8, as `draw.native.Glimpses`, but for the order within what feeds a product: h_dec is its beginning."""
+    """Eqs. 3-8, as `draw.native.Glimpses`: what is kept has the same names and lies glimpse by glimpse."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -115,7 +115,7 @@ class Glimpses(torch.autograd.Function):
         steps, b = eps.shape[:2]
         r = enc.shape[1] - plan.e - plan.d
         x, eps = filled(x), eps.contiguous()
-        enc, dec = _apart(enc.roll(-r, 1), plan.d, plan.e, r), _apart(dec.roll(-plan.z, 1), plan.d, plan.z)
+        enc, dec = _apart(enc, r, plan.d, plan.e), _apart(dec, plan.z, plan.d)
         memory = plan.memory(steps, x, r, len(head))
         memory["s_enc"][0], memory["s_dec"][0], memory["canvas"][0] = s_enc, s_dec, filled(canvas)
         h_enc, h_dec = (h.clone(memory_format=torch.contiguous_format) for h in (h_enc, h_dec))
@@ -131,14 +131,14 @@ class Glimpses(torch.autograd.Function):
             steps, rows, b if each else 1,
         )  # fmt: skip
         last = steps % rows
-        s_enc, s_dec, canvas = (memory[name][last] for name in ("s_enc", "s_dec", "canvas"))
-        after = (h_enc, s_enc.clone(), h_dec, s_dec.clone(), canvas[..., : plan.width].contiguous().clone())
+        s_enc, s_dec = memory["s_enc"][last].clone(), memory["s_dec"][last].clone()
+        canvas = memory["canvas"][last, ..., : plan.width].clone(memory_format=torch.contiguous_format)
         if plan.keep:
             ctx.plan, ctx.names, ctx.each, ctx.spent = plan, tuple(memory), each, False
             ctx.save_for_backward(x, eps, q, enc, dec, post, head, *memory.values())
         else:
             plan.give_back(memory)
-        return *after, *q.chunk(2, dim=-1)
+        return h_enc, s_enc, h_dec, s_dec, canvas, *q.chunk(2, dim=-1)
 
     @staticmethod
     @once_differentiable
@@ -154,7 +154,7 @@ class Glimpses(torch.autograd.Function):
         d_state.append(filled(d_canvas))
         d_q = torch.cat(grads[5:], dim=-1)
         biases = [x.new_zeros(b, len(weight)) for weight in (enc, dec, post, head)]
-        of_h_enc = _columns(d)  # where it begins in enc_in
+        of_h_dec, of_h_enc = _columns(r), _columns(r, d)  # where they begin in enc_in
         names = ("r", "s_enc", "s_dec", "canvas", "heads")
         transposed = (_packed(plan.library, weight.mT) for weight in (enc, dec, post, head))
         _run(
@@ -169,10 +169,10 @@ class Glimpses(torch.autograd.Function):
             return (d_out.mT @ rows).float()
 
         enc_in, dec_in = memory["enc_in"][: (steps + 1) * b], memory["dec_in"][: steps * b]
-        d_enc = _together(product("gates_enc", enc_in[: steps * b]), d, e, r).roll(r, 1)
-        d_dec = _together(product("gates_dec", dec_in), d, z).roll(z, 1)
+        d_enc = _together(product("gates_enc", enc_in[: steps * b]), r, d, e)
+        d_dec = _together(product("gates_dec", dec_in), z, d)
         d_post = product("d_post", enc_in[b:, of_h_enc : of_h_enc + e])[: 2 * z]
-        d_head = product("d_heads", enc_in[:, :d])[: len(head)]
+        d_head = product("d_heads", enc_in[:, of_h_dec : of_h_dec + d])[: len(head)]
         plan.give_back(memory)
         d_enc_bias, *d_biases = biases
         of_weights = (bias.sum(0) for bias in d_biases)

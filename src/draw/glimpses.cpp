@@ -27,9 +27,10 @@ constexpr int E = ENC_SIZE, D = DEC_SIZE, Z = Z_SIZE;
 constexpr int R = READ_N ? 2 * c * READ_N * READ_N : c * h * w;  // of what is read, what changes from glimpse to glimpse
 constexpr int RAW = READ_N ? 5 : 0;                              // where the write head's outputs begin
 constexpr int HEADS = RAW + (WRITE_N ? 5 + c * WRITE_N * WRITE_N : c * h * w);
-// What feeds products lies beside one another, each filled up with columns that stay zero: enc_in [h_dec, h_enc, r],
-// dec_in [h_dec, z]; and the gradients of q and of the heads.
-constexpr int CD = blocks(D), CE = blocks(E), KE = CD + CE + blocks(R), KD = CD + blocks(Z);
+// What feeds products lies beside one another, each filled up with columns that stay zero: enc_in [r, h_dec, h_enc],
+// dec_in [z, h_dec]; and the gradients of q and of the heads. Where they begin, and how many columns that makes:
+constexpr int H_DEC = blocks(R), H_ENC = H_DEC + blocks(D), KE = H_ENC + blocks(E);
+constexpr int Z_H_DEC = blocks(Z), KD = Z_H_DEC + blocks(D);
 constexpr int KQ = blocks(2 * Z), KH = blocks(HEADS);
 constexpr int GATES = 4 * std::max(E, D) + 16;  // no power of two, or rows would lie in the same few lines of a cache
 
@@ -204,10 +205,10 @@ struct Forward {
     const int m = images.m;
     auto of = [&](auto* rows, int columns, int t = 0) { return images.of(rows, columns, t); };
     float *h_enc = of(this->h_enc, E), *h_dec = of(this->h_dec, D), *z = of(this->z, Z);
-    put<E>(m, h_enc, E, of(enc_in, KE) + CD, KE);
-    put<D>(m, h_dec, D, of(enc_in, KE), KE);
-    put<D>(m, h_dec, D, of(dec_in, KD), KD);
-    product<HEADS, D>(m, of(enc_in, KE), KE, head, head_bias, of(heads, HEADS), HEADS);
+    put<E>(m, h_enc, E, of(enc_in, KE) + H_ENC, KE);
+    put<D>(m, h_dec, D, of(enc_in, KE) + H_DEC, KE);
+    put<D>(m, h_dec, D, of(dec_in, KD) + Z_H_DEC, KD);
+    product<HEADS, D>(m, of(enc_in, KE) + H_DEC, KE, head, head_bias, of(heads, HEADS), HEADS);
     const float* bias = bias_rows > 1 ? of(enc_bias, 4 * E) : enc_bias;
     Scratch gates(m, GATES);
     for (int t = 0; t < steps; t++) {
@@ -217,19 +218,19 @@ struct Forward {
       bf16 *into_next = of(enc_in, KE, next), *into_next_dec = of(dec_in, KD, next);
 
       read_forward(m, of(x, pixels), of(canvas, pixels, now), of(heads, HEADS, now), HEADS, read, R);  // 3, 4
-      put<R>(m, read, R, into_enc + CD + CE, KE);
+      put<R>(m, read, R, into_enc, KE);
       product<4 * E, KE>(m, into_enc, KE, enc, nullptr, gates.rows, GATES);
       lstm<E>(m, gates.rows, GATES, bias, bias_rows > 1 ? 4 * E : 0, of(s_enc, E, now), of(gates_enc, 4 * E, now),
               of(s_enc, E, next), h_enc);  // 5
-      put<E>(m, h_enc, E, into_next + CD, KE);
-      product<2 * Z, E>(m, into_next + CD, KE, post, post_bias, of(q, 2 * Z, t), 2 * Z);  // 1, 2
+      put<E>(m, h_enc, E, into_next + H_ENC, KE);
+      product<2 * Z, E>(m, into_next + H_ENC, KE, post, post_bias, of(q, 2 * Z, t), 2 * Z);  // 1, 2
       sample_forward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), z, Z);                        // 6
-      put<Z>(m, z, Z, into_dec + CD, KD);
+      put<Z>(m, z, Z, into_dec, KD);
       product<4 * D, KD>(m, into_dec, KD, dec, nullptr, gates.rows, GATES);
       lstm<D>(m, gates.rows, GATES, dec_bias, 0, of(s_dec, D, now), of(gates_dec, 4 * D, now), of(s_dec, D, next), h_dec);  // 7
-      put<D>(m, h_dec, D, into_next, KE);
-      put<D>(m, h_dec, D, into_next_dec, KD);
-      product<HEADS, D>(m, into_next, KE, head, head_bias, written, HEADS);
+      put<D>(m, h_dec, D, into_next + H_DEC, KE);
+      put<D>(m, h_dec, D, into_next_dec + Z_H_DEC, KD);
+      product<HEADS, D>(m, into_next + H_DEC, KE, head, head_bias, written, HEADS);
       write_forward(m, written + RAW, HEADS, of(canvas, pixels, now), of(canvas, pixels, next));  // 8
     }
   }
@@ -251,11 +252,11 @@ struct Backward {
     auto of = [&](auto* rows, int columns, int t = 0) { return images.of(rows, columns, t); };
     float *d_s_enc = of(this->d_s_enc, E), *d_s_dec = of(this->d_s_dec, D), *d_canvas = of(this->d_canvas, pixels);
     float *d_h_enc = of(this->d_h_enc, E), *d_h_dec = of(this->d_h_dec, D);
-    // [h_dec, h_enc, r] and [h_dec, z] of a glimpse later; what else feeds h_enc and h_dec; the heads
+    // [r, h_dec, h_enc] and [z, h_dec] of a glimpse later; what else feeds h_enc and h_dec; the heads
     Scratch enc_in(m, KE), dec_in(m, KD), h_enc(m, E), h_dec(m, D), d_raw(m, HEADS);
     for (int i = 0; i < m; i++) {
-      std::copy_n(d_h_dec + i * D, D, enc_in.rows + i * KE);
-      std::copy_n(d_h_enc + i * E, E, enc_in.rows + i * KE + CD);
+      std::copy_n(d_h_dec + i * D, D, enc_in.rows + i * KE + H_DEC);
+      std::copy_n(d_h_enc + i * E, E, enc_in.rows + i * KE + H_ENC);
     }
     for (int t = static_cast<int>(steps) - 1; t >= 0; t--) {
       float* d_q = of(this->d_q, 2 * Z, t);
@@ -265,26 +266,28 @@ struct Backward {
       write_backward(m, of(heads, HEADS, t + 1) + RAW, HEADS, d_canvas, d_raw.rows + RAW, HEADS);  // 8
       put<HEADS>(m, d_raw.rows, HEADS, d_head, KH, of(head_bias, HEADS), 0);
       product<D, KH>(m, d_head, KH, head, nullptr, h_dec.rows, D);
-      lstm_back<D>(m, gates, of(s_dec, D, t), of(s_dec, D, t + 1), h_dec.rows, enc_in.rows, KE, dec_in.rows, KD, d_s_dec,
+      lstm_back<D>(m, gates, of(s_dec, D, t), of(s_dec, D, t + 1), h_dec.rows, enc_in.rows + H_DEC, KE,
+                   dec_in.rows + Z_H_DEC, KD, d_s_dec,
                    of(dec_bias, 4 * D), 0);  // 7
       product<KD, 4 * D>(m, gates, 4 * D, dec, nullptr, dec_in.rows, KD);
-      sample_backward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), dec_in.rows + CD, KD, d_q);  // 6
+      sample_backward(m, Z, of(q, 2 * Z, t), of(eps, Z, t), dec_in.rows, KD, d_q);  // 6
       put<2 * Z>(m, d_q, 2 * Z, d_post, KQ, of(post_bias, 2 * Z), 0);
       product<E, KQ>(m, d_post, KQ, post, nullptr, h_enc.rows, E);  // 1, 2
       gates = of(gates_enc, 4 * E, t);
-      lstm_back<E>(m, gates, of(s_enc, E, t), of(s_enc, E, t + 1), h_enc.rows, enc_in.rows + CD, KE, nullptr, 0, d_s_enc,
+      lstm_back<E>(m, gates, of(s_enc, E, t), of(s_enc, E, t + 1), h_enc.rows, enc_in.rows + H_ENC, KE, nullptr, 0, d_s_enc,
                    of(enc_bias, 4 * E), bias_rows > 1 ? 4 * E : 0);  // 5
       product<KE, 4 * E>(m, gates, 4 * E, enc, nullptr, enc_in.rows, KE);
       read_backward(m, of(x, pixels), of(canvas, pixels, t), of(heads, HEADS, t), HEADS, of(r, R, t), R,
-                    enc_in.rows + CD + CE, KE, d_raw.rows, HEADS, d_canvas);  // 3, 4
+                    enc_in.rows, KE, d_raw.rows, HEADS, d_canvas);  // 3, 4
     }
     // The first read's window is of the first state; nothing was written by it.
     for (int i = 0; i < m; i++) std::fill_n(d_raw.rows + i * HEADS + RAW, HEADS - RAW, 0.0f);
     put<HEADS>(m, d_raw.rows, HEADS, of(d_heads, KH), KH, of(head_bias, HEADS), 0);
     product<D, KH>(m, of(d_heads, KH), KH, head, nullptr, h_dec.rows, D);
     for (int i = 0; i < m; i++) {
-      std::copy_n(enc_in.rows + i * KE + CD, E, d_h_enc + i * E);
-      for (int k = 0; k < D; k++) d_h_dec[i * D + k] = h_dec.rows[i * D + k] + enc_in.rows[i * KE + k] + dec_in.rows[i * KD + k];
+      std::copy_n(enc_in.rows + i * KE + H_ENC, E, d_h_enc + i * E);
+      const float *of_enc_in = enc_in.rows + i * KE + H_DEC, *of_dec_in = dec_in.rows + i * KD + Z_H_DEC;
+      for (int k = 0; k < D; k++) d_h_dec[i * D + k] = h_dec.rows[i * D + k] + of_enc_in[k] + of_dec_in[k];
     }
   }
 };

@@ -91,11 +91,11 @@ def unroll_for_kernels(model: DRAW, glimpses: Callable[..., tuple[Tensor, ...]])
 def _as_expected(model: DRAW, state: State, eps: Tensor, x: Tensor) -> bool:
     """Whether the kernels may read these; the plain model says what is wrong with others, or knows how to use them."""
     c, b = model.config, len(x)
-    shapes = [(b, c.enc_size)] * 2 + [(b, c.dec_size)] * 2 + [(b, *c.image_shape), (len(eps), b, c.z_size), x.shape]
+    image, enc, dec = (b, *c.image_shape), (b, c.enc_size), (b, c.dec_size)
+    shapes = (enc, enc, dec, dec, image, (len(eps), b, c.z_size), image)
     values = (*state, eps, x)
     return (
-        x.shape[1:] == c.image_shape
-        and not any(value.requires_grad for value in (eps, x))
+        not any(value.requires_grad for value in (eps, x))
         and all(value.shape == shape for value, shape in zip(values, shapes, strict=True))
         and all(value.device == model.canvas0.device and value.dtype == torch.float32 for value in values)
     )
