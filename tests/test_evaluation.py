@@ -1,5 +1,6 @@
 """Measuring: every image exactly once, whatever the batch; bounded memory; the estimates are what their names say."""
 
+import copy
 import dataclasses
 import math
 
@@ -11,6 +12,7 @@ from draw.errors import UserError
 from draw.evaluation import evaluate, spread
 from draw.model import DRAW
 from draw.objective import log_weight, losses
+from draw.words import latents_in_use
 from small import data_set, small_config
 from tiny import random_model
 
@@ -64,6 +66,31 @@ def test_the_two_parts_and_the_glimpses_add_up(model, data):
     assert result.bound_nats == pytest.approx(result.loss_x_nats + result.loss_z_nats, rel=1e-6)
     assert result.loss_z_nats == pytest.approx(sum(result.kl_per_glimpse_nats), rel=1e-5)
     assert len(result.kl_per_glimpse_nats) == 3
+    assert result.loss_z_nats == pytest.approx(sum(result.kl_per_latent_nats), rel=1e-5)
+    assert len(result.kl_per_latent_nats) == model.config.z_size
+
+
+def test_the_kl_per_latent_is_that_of_each_latent_by_torch(model, data):
+    """`torch.distributions` knows the divergence too; a latent with the prior's statistics has none."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for head in (model.to_mu, model.to_log_sigma):
+            head.weight[1], head.bias[1] = 0, 0
+    x = data.images["test"].float() / 255
+    result = evaluate(model, data, EvalConfig(batch_size=len(x)))
+    q = model(model.noise(len(x), 0, "bound", 0, 0), x).latent.q
+    divergence = torch.distributions.kl_divergence(
+        torch.distributions.Normal(q.mu, q.log_sigma.exp()), torch.distributions.Normal(0.0, 1.0)
+    )
+    assert result.kl_per_latent_nats == pytest.approx(divergence.sum(0).mean(0).tolist(), rel=1e-5)
+    assert result.kl_per_latent_nats[1] == 0 < result.kl_per_latent_nats[0]
+
+
+@pytest.mark.parametrize(
+    ("per_latent", "used"), [([0.0, 3.0, 0.01, 5.0], 2), ([1.0] * 4, 4), ([0.05, 1.0], 2), ([0.0, 0.0], 0), ([2.0], 1)]
+)
+def test_the_latents_in_use_are_the_fewest_that_carry_99_percent(per_latent, used):
+    assert latents_in_use(per_latent) == used
 
 
 def test_bits_per_dim_is_nats_over_pixels_and_ln_2(model, data):

@@ -15,10 +15,10 @@ def rsample(q: Gaussian, eps: Float[Tensor, "*b z"]) -> Float[Tensor, "*b z"]:
     return q.mu + q.log_sigma.exp() * eps
 
 
-def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b"]:
-    r"""KL(q || p), nats, summed over the latents of one glimpse.
+def kl_per_latent(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b z"]:
+    r"""KL(q || p) of each latent, nats.
 
-    .. math:: \tfrac12 \sum_i \bigl( \mu_i^2 + \sigma_i^2 - \log\sigma_i^2 - 1 \bigr)
+    .. math:: \tfrac12 \bigl( \mu_i^2 + \sigma_i^2 - \log\sigma_i^2 - 1 \bigr)
     Eqs. 10-11, where mu and sigma are q's measured in p's units: for the paper's p = N(0, I) they are q's own.
     Differs: (11) prints the constant as T/2; it is T/2 for each latent.
 
@@ -27,7 +27,12 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b"]:
     """
     mu = (q.mu - p.mu) * (-p.log_sigma).exp()
     log_variance = 2 * (q.log_sigma - p.log_sigma)
-    return 0.5 * (mu.square() + log_variance.exp() - log_variance - 1).sum(-1)  # 11
+    return 0.5 * (mu.square() + log_variance.exp() - log_variance - 1)  # 11
+
+
+def kl(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b"]:
+    """KL(q || p), nats, summed over the latents of one glimpse (eq. 11)."""
+    return kl_per_latent(q, p).sum(-1)
 
 
 def log_density(z: Float[Tensor, "*b z"], p: Gaussian) -> Float[Tensor, "*b"]:

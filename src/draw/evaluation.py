@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 from draw import fast
 from draw.config import EvalConfig, ModelConfig, SpeedConfig
 from draw.data import DataSet, intensities
+from draw.distributions import kl_per_latent
 from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW
 from draw.noise import seeded
@@ -40,6 +41,7 @@ class Evaluation:
     split: str
     binarization: str  # static, stochastic, or none: grey or colour targets, and the loss is then no code length
     seconds: float
+    kl_per_latent_nats: list[float] = field(default_factory=list)  # over all glimpses; empty in records older than it
 
 
 def spread(total: int, count: int) -> Int[Tensor, " m"]:
@@ -95,8 +97,10 @@ def evaluate(
     work = len(chosen) * (config.samples + config.importance_samples)
     unroll = world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
-    steps = model.config.steps
-    table = torch.zeros(len(chosen), 3 + steps + 2 * bool(config.importance_samples), dtype=torch.float64)
+    weighted = config.importance_samples > 0
+    # Bound, L^x, L^z, KL per glimpse and per latent, importance-weighted estimate and effective sample size.
+    widths = [1, 1, 1, model.config.steps, model.config.z_size, int(weighted), int(weighted)]
+    table = torch.zeros(len(chosen), sum(widths), dtype=torch.float64)
     # Block by block in turn: what a block's numbers are depends on its first image, not on who computes them.
     for first in range(world.rank * per_pass, len(chosen), world.size * per_pass):
         block = images[chosen[first : first + per_pass]].to(model.canvas0.device)
@@ -117,24 +121,26 @@ def evaluate(
         )
     several = len(table) > 1
     error = table.std(0) / math.sqrt(len(table)) if several else mean
-    weighted = config.importance_samples > 0
+    bound, loss_x, loss_z, per_glimpse, per_latent, iw, _ = (part.tolist() for part in mean.split(widths))
+    bound_se, *_, iw_se, _ = (part.tolist() for part in error.split(widths))
     return Evaluation(
-        bound_nats=float(mean[0]),
-        bound_se=float(error[0]) if several else None,
-        loss_x_nats=float(mean[1]),
-        loss_z_nats=float(mean[2]),
-        kl_per_glimpse_nats=mean[3 : 3 + steps].tolist(),
+        bound_nats=bound[0],
+        bound_se=bound_se[0] if several else None,
+        loss_x_nats=loss_x[0],
+        loss_z_nats=loss_z[0],
+        kl_per_glimpse_nats=per_glimpse,
         percentiles_nats=table[:, 0].quantile(torch.linspace(0, 1, 21, dtype=table.dtype)).tolist(),
-        bits_per_dim=float(mean[0]) / (math.prod(model.config.image_shape) * math.log(2)),
-        iw_nats=float(mean[3 + steps]) if weighted else None,
-        iw_se=float(error[3 + steps]) if weighted and several else None,
-        effective_sample_size=float(table[:, 4 + steps].median()) if weighted else None,
+        bits_per_dim=bound[0] / (math.prod(model.config.image_shape) * math.log(2)),
+        iw_nats=iw[0] if weighted else None,
+        iw_se=iw_se[0] if weighted and several else None,
+        effective_sample_size=float(table[:, -1].median()) if weighted else None,
         samples=config.samples,
         importance_samples=config.importance_samples,
         images=len(table),
         split=config.split,
         binarization=data.binarization,
         seconds=time.perf_counter() - started,
+        kl_per_latent_nats=per_latent,
     )
 
 
@@ -147,13 +153,14 @@ def _passes(samples: int, images: int, batch_size: int) -> list[int]:
 def _bound_of(
     model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
 ) -> Float[Tensor, "b k"]:
-    """Bound, L^x, L^z and KL per glimpse of each image, averaged over its samples."""
-    total = x.new_zeros(len(x), 3 + model.config.steps)
+    """Bound, L^x, L^z, KL per glimpse and per latent of each image, averaged over its samples."""
+    total = x.new_zeros(len(x), 3 + model.config.steps + model.config.z_size)
     for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
         drawing = model(model.noise(len(many), config.seed, "bound", first, index), many, unroll=unroll)
         parts = losses(many, drawing, model.likelihood)
-        row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT], dim=1)
+        per_latent = kl_per_latent(drawing.latent.q, drawing.latent.p).sum(0)  # over glimpses
+        row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT, per_latent], dim=1)
         total += row.unflatten(0, (s, len(x))).sum(0)
     return total / config.samples
 

@@ -4,6 +4,7 @@ No array library is imported here, so that it costs `draw --help` nothing.
 """
 
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from draw.config import to_dict
@@ -38,9 +39,18 @@ def evaluation(name: str, measured: "Evaluation") -> str:
         lines.append(f"IW-{measured.importance_samples}  {measured.iw_nats:.2f}{error(measured.iw_se)} nats, "
                      f"effective sample size {measured.effective_sample_size:.1f} (median)")  # fmt: skip
     lines.append("KL per glimpse  " + " ".join(f"{value:.2f}" for value in measured.kl_per_glimpse_nats))
+    if measured.kl_per_latent_nats:
+        lines.append(f"99 % of L^z in {latents_in_use(measured.kl_per_latent_nats)} of "
+                     f"{len(measured.kl_per_latent_nats)} latents")  # fmt: skip
     if measured.binarization == "none":
         lines.append("The targets are intensities, not bits: these nats are a cross-entropy, no code length.")
     return "\n".join([*lines, f"{measured.seconds:.1f} seconds"])
+
+
+def latents_in_use(kl_per_latent_nats: list[float]) -> int:
+    """How many latents, taken in the order of their KL, carry 99 % of it."""
+    before = list(accumulate(sorted(kl_per_latent_nats, reverse=True), initial=0.0))
+    return sum(reached < 0.99 * before[-1] for reached in before)
 
 
 def again(was: "Evaluation", now: "Evaluation", same: bool) -> str:
