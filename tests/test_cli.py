@@ -214,7 +214,7 @@ def test_info_of_the_mnist_preset_counts_its_parameters(draw):
     assert result["parameters"] == encoder + decoder + heads + initial
 
 
-@pytest.mark.parametrize("number", ["1", "3", "6"])
+@pytest.mark.parametrize("number", ["1", "3", "6", "latents"])
 def test_figures_are_drawn(draw, place, tmp_path, number):
     draw("figure", number, place / "run", "-n", 2, "--out", tmp_path / "f.png")
     assert seen(tmp_path / "f.png")["width"] > 100

@@ -8,6 +8,7 @@ from numpy.testing import assert_array_equal
 from draw import figures, render
 from draw.noise import seeded
 from test_render import red, trace, windows
+from tiny import random_model
 
 
 def images(n, *, c=1, h=6, w=5, key="images"):
@@ -46,6 +47,65 @@ def test_figure_7_ends_with_the_finished_canvas():
     one = trace(steps=20, b=1)
     row = np.asarray(figures.figure_7(one, torch.sigmoid, columns=5, scale=8))[-6 - 72 : -6, -6 - 88 : -6, 0]
     assert_array_equal(row[::8, ::8], (one.canvas[-1, 0, 0].sigmoid() * 255).round().to(torch.uint8).numpy())
+
+
+# The latents
+
+
+def cell(picture, row, column, *, rows, columns, scale=4, height=6, width=5):
+    """A cell of a figure of the latents, one value for each of the image's pixels."""
+    left = 4 + column * (scale * width + 2) + 4 * ((column >= 1) + (column >= columns - 1))
+    top = picture.height - 4 - (rows - row) * (scale * height + 2) + 2
+    page = np.asarray(picture)[top : top + scale * height, left : left + scale * width, 0]
+    assert page.shape == (scale * height, scale * width)
+    return page[::scale, ::scale]
+
+
+def with_kl(per_glimpse):
+    """A model whose latents tell as much, nats, in every glimpse of every image."""
+    model = random_model(z_size=len(per_glimpse), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in (*model.to_mu.parameters(), *model.to_log_sigma.parameters()):
+            parameter.zero_()
+        model.to_mu.bias.copy_((2 * torch.tensor(per_glimpse)).sqrt())
+        model.decoder.to_gates.weight *= 4  # so that latents can be seen
+    return model
+
+
+def test_the_latents_that_tell_most_have_a_column_each_and_draw_alone():
+    model = with_kl([0.001, 3.0, 0.5, 2.0])
+    picture = figures.figure_latents(model, 2, seed=5, scale=4)
+    eps = model.noise(2, 5, "sample")
+    seen = set()
+    for column, kept in enumerate([[0, 1, 2, 3], [1], [3], [2], []]):
+        only = torch.stack([eps[..., i] if i in kept else 0 * eps[..., i] for i in range(4)], dim=-1)
+        expected = (model(only).canvas.sigmoid()[:, 0] * 255).round().to(torch.uint8)
+        for row in range(2):
+            assert_array_equal(cell(picture, row, column, rows=2, columns=5), expected[row].numpy())
+        seen.add(expected.numpy().tobytes())
+    assert len(seen) == 5
+    assert picture.width == 4 + 5 * 20 + 4 * 2 + 2 * 4 + 4
+
+
+def test_no_more_latents_than_asked_have_a_column():
+    model = with_kl([1.0, 4.0, 3.0, 2.0])
+    three = figures.figure_latents(model, 2, most=1, scale=4)
+    assert_array_equal(cell(three, 0, 1, rows=2, columns=3), cell(
+        figures.figure_latents(model, 2, scale=4), 0, 1, rows=2, columns=6))  # fmt: skip
+    assert three.width == 4 + 3 * 20 + 2 * 2 + 2 * 4 + 4
+
+
+def test_the_latents_begin_with_the_samples_of_the_seed():
+    model = with_kl([1.0, 2.0])
+    picture = figures.figure_latents(model, 3, seed=2, scale=4)
+    expected = (model.sample(3, seed=2)[:, 0] * 255).round().to(torch.uint8).numpy()
+    for row in range(3):
+        assert_array_equal(cell(picture, row, 0, rows=3, columns=4), expected[row])
+
+
+def test_of_a_model_without_latents_in_use_all_and_none_are_drawn():
+    picture = figures.figure_latents(with_kl([0.0, 0.0]), 2, scale=4)
+    assert picture.width == 4 + 2 * 20 + 2 + 2 * 4 + 4
 
 
 # Figure 3

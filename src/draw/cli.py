@@ -22,7 +22,7 @@ from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
 MODEL = "the name of a model that ships (draw models), or a run's or a checkpoint's folder"
-FIGURES = ("1", "3", "6", "7")
+FIGURES = ("1", "3", "6", "7", "latents")
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,10 +150,12 @@ def build_parser() -> Parser:
     paper.add_argument("--check", metavar="NAME", help="measure the row of this model again")
     _common(paper, seed=False)
 
-    figure = verb("figure", verbs.figure, "one of the paper's figures, from our own model and data")
-    figure.add_argument("number", choices=FIGURES, metavar="FIGURE", help="the figure's number in the paper")
+    figure = verb(
+        "figure", verbs.figure, "one of the paper's figures, from our own model and data, or what each latent decides"
+    )
+    figure.add_argument("number", choices=FIGURES, metavar="FIGURE", help="its number in the paper, or latents")
     _model(figure)
-    figure.add_argument("-n", type=_count, default=8, help="rows of figures 1, 6 and 7; default 8")
+    figure.add_argument("-n", type=_count, default=8, help="rows of all but figure 3; default 8")
     figure.add_argument("--out", type=Path, help="a PNG; default figure_NUMBER.png")
     _common(figure)
     _fields(figure, DataConfig, "the model's")

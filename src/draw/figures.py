@@ -1,4 +1,4 @@
-"""The paper's figures 1, 3, 6 and 7, each as one picture (arXiv:1502.04623v2)."""
+"""The paper's figures 1, 3, 6 and 7, each as one picture (arXiv:1502.04623v2), and one of our own: the latents."""
 
 import itertools
 import math
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from draw import render
 from draw.attention import extract
+from draw.distributions import kl_per_latent
+from draw.model import DRAW
 from draw.shards import Shards
 from draw.types import Trace, Window
 
@@ -20,6 +22,7 @@ PATCH_N = 12  # filters along each axis of figure 3's patches
 FINE = 4  # figure 3's lines are drawn this much larger, then reduced
 LINE: render.Colour = (255, 196, 61)  # figure 3's filters and labels
 EDGE: render.Colour = (36, 37, 42)
+TOLD = 0.01  # a latent of which the latents' figure has a column tells this share of L^z
 
 Point = tuple[float | int, float | int]  # x and y on the screen
 
@@ -100,6 +103,36 @@ def nearest_images(
         closer = distance < least
         least, index = torch.where(closer, distance, least), torch.where(closer, at + start, index)
     return index
+
+
+def figure_latents(model: DRAW, n: int = 8, *, seed: int = 0, most: int = 6, scale: int | None = None) -> Image.Image:
+    """What each latent decides: the same noise drawn with all latents, with one of them alone, and with none.
+
+    The columns of one latent are of those that tell most, by their KL over the glimpses of images that the model drew
+    itself. Latents left out are at the mean of the prior in every glimpse.
+
+    Args:
+        model: Any; its latents need not be few.
+        n: Rows.
+        seed: Of the noise; the first column is `model.sample(n, seed=seed)`.
+        most: Columns of one latent, at most.
+        scale: Screen pixels per image pixel; by default the picture is about 900 pixels wide or high.
+    """
+    with torch.no_grad():
+        q, p = model(model.noise(64, seed, "reconstruct"), model.sample(64, seed=seed)).latent[1:]
+        told = kl_per_latent(q, p).sum(0).mean(0)  # 11
+        largest = told.argsort(descending=True, stable=True)[:most].tolist()
+        alone = [i for i in largest if told[i] > TOLD * told.sum()]
+        eps = model.noise(n, seed, "sample")
+        drawn = [model.likelihood.mean(model(eps).canvas)]
+        for kept in (*([i] for i in alone), []):
+            only = torch.zeros_like(eps)
+            only[..., kept] = eps[..., kept]
+            drawn.append(model.likelihood.mean(model(only).canvas))
+    captions = ["all latents", *(f"latent {i}" for i in alone), "none"]
+    scale = scale or render.fitting_scale(900, len(drawn) * model.config.width, n * model.config.height)
+    stages = [render.cells(images, scale) for images in drawn]
+    return render.arrange(render.by_row(stages), len(stages), captions=captions, breaks=[1, len(stages) - 1])
 
 
 def figure_3(image: Float[Tensor, "c h w"]) -> Image.Image:

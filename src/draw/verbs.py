@@ -293,6 +293,8 @@ def figure(options: Any) -> None:
         samples = model.sample(options.n * options.n, seed=options.seed)
         nearest = train[figures.nearest_images(samples, train)] / 255
         picture = figures.figure_6(samples, nearest, columns=options.n)
+    elif options.number == "latents":
+        picture = figures.figure_latents(model, options.n, seed=options.seed)
     else:
         if options.number == "7" and write_n is not None:
             raise UserError("figure 7 shows drawing without attention: this model writes with it; see figure 1")
