@@ -142,6 +142,33 @@ def test_the_page_shows_what_python_draws_from_the_same_noise(visit, model):
         assert np.abs(found[..., 0] - wanted).max() <= 1
 
 
+def test_one_latent_alone_draws_what_it_draws_in_python(visit, model, file):
+    telling = model.float().telling_latents()
+    assert telling
+    for chosen, kept in ((str(telling[-1]), [telling[-1]]), ("none", [])):
+        page = visit("#seed=5&n=4&t=8&windows=0")
+        at(page, STEPS)
+        everything = shot(page, "#grid button:nth-child(4) canvas")
+        page.select_option("#latents", chosen)
+        until(page, f"location.hash.includes('latents={chosen}')")
+        again = visit(page.evaluate("location.hash"))
+        for shown in (page, again):
+            at(shown, STEPS)
+            for k in range(4):
+                eps = np.array(normals(STEPS * Z, 5, k, SAMPLE)).reshape(STEPS, Z)
+                eps[:, [i for i in range(Z) if i not in kept]] = 0
+                wanted = 255 * of_python(model, eps.ravel()).canvas.sigmoid().squeeze().numpy()
+                found = shot(shown, f"#grid button:nth-child({k + 1}) canvas")
+                assert np.abs(found[..., 0] - wanted).max() <= 1
+        assert (found != everything).any()
+
+
+def test_the_page_offers_the_latents_that_tell_something(visit, model):
+    page = visit()
+    values = page.eval_on_selector_all("#latents option", "options => options.map((option) => option.value)")
+    assert values == ["all", *map(str, model.float().telling_latents()), "none"]
+
+
 def test_a_link_reproduces_the_view_and_another_seed_does_not(visit):
     a, b, c = (visit(f"#seed={seed}&n=9&t=5") for seed in (3, 3, 4))
     for page in (a, b, c):
@@ -383,23 +410,26 @@ def state_js(code):
 @needs_node
 @pytest.mark.parametrize(
     "bad", ["t=9", "t=-1", "seed=4294967296", "seed=1e3", "n=5", "n=1000000", "temperature=2.01", "temperature=NaN",
-            "speed=0", "open=16", "pixels=red", "windows=2", "tab=x", "example=2", "picture=AAA", "__proto__=1", "%"],
+            "latents=1", "speed=0", "open=16", "pixels=red", "windows=2", "tab=x", "example=2", "picture=AAA",
+            "__proto__=1", "%"],
 )  # fmt: skip
 def test_values_out_of_range_in_the_address_are_left_at_their_defaults(bad):
-    limits = "{ steps: 8, examples: 2, pixels: 4 }"
+    limits = "{ steps: 8, examples: 2, pixels: 4, latents: [3, 0] }"
     assert state_js(f"state.fromHash('#{bad}', {limits})") == state_js("state.defaults({ steps: 8 })")
 
 
 @needs_node
 def test_the_address_holds_the_whole_state():
-    limits = "{ steps: 8, examples: 2, pixels: 12 }"
+    limits = "{ steps: 8, examples: 2, pixels: 12, latents: [3, 0] }"
     text = (
-        "#tab=show&seed=4294967295&n=25&temperature=0.5&pixels=binary&windows=0&speed=4&t=0&open=24&example=1&noise=7"
+        "#tab=show&seed=4294967295&n=25&temperature=0.5&latents=0&pixels=binary&windows=0&speed=4&t=0&open=24"
+        "&example=1&noise=7"
     )
     state = state_js(f"state.fromHash('{text}', {limits})")
     assert state["seed"] == 2**32 - 1
     assert state["t"] == 0
     assert state["windows"] is False
+    assert state["latents"] == 0
     assert state_js(f"state.toHash({json.dumps(state)}, {limits})") == text
     assert state_js("[...state.bitsFrom(state.bitsToText([1,0,0,1,1,0,0,1,0,1,1,0]), 12)]") == [
         1, 0, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0,

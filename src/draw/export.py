@@ -85,6 +85,7 @@ def pack(
         offset += array.nbytes
     manifest = {"format": FORMAT, "model": to_dict(model.config), "pieces": pieces}
     manifest |= {"weights": "float16" if halves else "float32", "tensors": tensors}
+    manifest["latents"] = model.telling_latents()
     manifest["about"] = (about or {}) | {"parameters": sum(p.numel() for p in model.parameters())}
     count = 0 if examples is None else len(examples)
     manifest["examples"] = {"offset": offset, "count": count, "labels": list(labels)}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from draw import render
 from draw.attention import extract
-from draw.distributions import kl_per_latent
 from draw.model import DRAW
 from draw.shards import Shards
 from draw.types import Trace, Window
@@ -22,7 +21,6 @@ PATCH_N = 12  # filters along each axis of figure 3's patches
 FINE = 4  # figure 3's lines are drawn this much larger, then reduced
 LINE: render.Colour = (255, 196, 61)  # figure 3's filters and labels
 EDGE: render.Colour = (36, 37, 42)
-TOLD = 0.01  # a latent of which the latents' figure has a column tells this share of L^z
 
 Point = tuple[float | int, float | int]  # x and y on the screen
 
@@ -108,8 +106,8 @@ def nearest_images(
 def figure_latents(model: DRAW, n: int = 8, *, seed: int = 0, most: int = 6, scale: int | None = None) -> Image.Image:
     """What each latent decides: the same noise drawn with all latents, with one of them alone, and with none.
 
-    The columns of one latent are of those that tell most, by their KL over the glimpses of images that the model drew
-    itself. Latents left out are at the mean of the prior in every glimpse.
+    The columns of one latent are of those that tell most. Latents left out are at the mean of the prior in every
+    glimpse.
 
     Args:
         model: Any; its latents need not be few.
@@ -118,11 +116,8 @@ def figure_latents(model: DRAW, n: int = 8, *, seed: int = 0, most: int = 6, sca
         most: Columns of one latent, at most.
         scale: Screen pixels per image pixel; by default the picture is about 900 pixels wide or high.
     """
+    alone = model.telling_latents(most, seed=seed)
     with torch.no_grad():
-        q, p = model(model.noise(64, seed, "reconstruct"), model.sample(64, seed=seed)).latent[1:]
-        told = kl_per_latent(q, p).sum(0).mean(0)  # 11
-        largest = told.argsort(descending=True, stable=True)[:most].tolist()
-        alone = [i for i in largest if told[i] > TOLD * told.sum()]
         eps = model.noise(n, seed, "sample")
         drawn = [model.likelihood.mean(model(eps).canvas)]
         for kept in (*([i] for i in alone), []):

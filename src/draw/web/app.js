@@ -44,13 +44,13 @@ function kept(limits) {
 
 /** What the tabs share: the model's sizes and facts, the examples, the worker, the state and how it is kept. */
 function shared({ manifest, buffer, worker }) {
-  const { model: size, about, examples } = manifest;
+  const { model: size, about, examples, latents } = manifest;
   const { channels, height, width, steps, read_n, write_n } = size;
   const count = channels * height * width;
   const shownImages = Array.from({ length: examples.count }, (_, k) =>
     Float64Array.from(new Uint8Array(buffer, examples.offset + k * count, count), (value) => value / 255));
   const pixels = channels === 1 && about.binary ? count : 0;
-  const page = kept({ steps, examples: examples.count, pixels, training: TABS.includes("training") }), { state, remember } = page;
+  const page = kept({ steps, examples: examples.count, pixels, latents, training: TABS.includes("training") }), { state, remember } = page;
   return {
     ...page, size, about, channels, steps, read_n, write_n, count, shownImages, labels: examples.labels, worker,
     canvas0: tensorOf(manifest, buffer, "canvas0").slice(),

@@ -1,13 +1,15 @@
 /* The controls of the tab Watch: they change the state and show it. */
-import { COUNTS, SEEDS, SPEEDS, toHash } from "./state.js";
+import { COUNTS, SEEDS, SPEEDS, latentChoices, toHash } from "./state.js";
 import { $, say } from "./common.js";
 
 /** Wires the controls to the state; returns `show`, which shows it, and what the keys need. */
 export function controls(page, watch) {
-  const { state, limits, about, write_n, remember } = page;
+  const { state, limits, about, size, write_n, remember } = page;
   const options = (id, values) => $(id).replaceChildren(...values.map((value) => new Option(value, value)));
   options("n", COUNTS);
   options("speed", SPEEDS);
+  const choices = latentChoices(limits.latents), words = { all: `all ${size.z_size}`, none: "none" };
+  $("latents").replaceChildren(...choices.map((choice) => new Option(words[choice] ?? `only number ${choice}`, choice)));
   $("windows-field").hidden = write_n === null;
   $("pixels-field").hidden = !about.binary;
 
@@ -15,6 +17,7 @@ export function controls(page, watch) {
     $("seed").value = state.seed;
     $("n").value = state.n;
     $("speed").value = state.speed;
+    $("latents").value = state.latents;
     $("temperature").value = state.temperature;
     $("temperature-value").textContent = state.temperature.toFixed(2);
     document.querySelector(`[name="pixels"][value="${state.pixels}"]`).checked = true;
@@ -50,6 +53,7 @@ export function controls(page, watch) {
   $("n").addEventListener("change", () => change({ n: Number($("n").value) }, { redraw: true }));
   $("speed").addEventListener("change", () => change({ speed: Number($("speed").value) }));
   $("temperature").addEventListener("input", () => change({ temperature: Number($("temperature").value) }, { redraw: true }));
+  $("latents").addEventListener("change", () => change({ latents: choices[$("latents").selectedIndex] }, { redraw: true }));
   for (const radio of document.getElementsByName("pixels")) radio.addEventListener("change", () => change({ pixels: radio.value }));
   $("windows").addEventListener("change", () => change({ windows: $("windows").checked }));
 

@@ -8,7 +8,7 @@ export const SEEDS = 2 ** 32;
 export function defaults({ steps, home = "watch" }) {
   return {
     tab: home, // watch, show or training
-    seed: 1, n: 16, temperature: 1, // what is drawn
+    seed: 1, n: 16, temperature: 1, latents: "all", // what is drawn
     pixels: "probabilities", // or "binary"
     windows: true,
     speed: SPEEDS.find((speed) => steps / speed <= 4) ?? 60, // about four seconds, whatever T
@@ -29,12 +29,16 @@ const oneOf = (choices) => (text) => choices.find((choice) => String(choice) ===
 const NAMES = 100; // of runs
 const name = (text) => (text.length > 0 && text.length <= 255 ? text : undefined);
 
-function readers({ steps, examples, pixels, training = false }) {
+/** Which latents draw: all of them, one of those that tell something, or none. */
+export const latentChoices = (telling) => ["all", ...telling, "none"];
+
+function readers({ steps, examples, pixels, latents = [], training = false }) {
   return {
     tab: oneOf(["watch", "show", ...(training ? ["training"] : [])]),
     seed: whole(0, SEEDS - 1),
     n: oneOf(COUNTS),
     temperature: (text) => (/^\d(\.\d{1,2})?$/.test(text) && Number(text) <= 2 ? Number(text) : undefined),
+    latents: oneOf(latentChoices(latents)),
     pixels: oneOf(["probabilities", "binary"]),
     windows: (text) => ({ 0: false, 1: true })[text],
     speed: oneOf(SPEEDS),
@@ -54,8 +58,8 @@ function readers({ steps, examples, pixels, training = false }) {
 
 /** The state that a fragment means; what is missing, unknown or out of range is left at its default.
  *
- * `limits` holds the model's steps, pixels of an image and number of examples, whether there are runs in training, and
- * which tab the page opens on.
+ * `limits` holds the model's steps, pixels of an image, number of examples and latents that tell something, whether there
+ * are runs in training, and which tab the page opens on.
  */
 export function fromHash(hash, limits) {
   const state = defaults(limits);

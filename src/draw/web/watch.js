@@ -16,7 +16,8 @@ export function watchTab(page) {
   function begin(t) {
     uniformOf = [];
     const id = watch.begin(t);
-    worker.postMessage({ draw: { id, n: state.n, seed: state.seed, temperature: state.temperature } });
+    const { n, seed, temperature, latents } = state;
+    worker.postMessage({ draw: { id, n, seed, temperature, latents } });
   }
 
   const valuesAt = (t, k) => (t === 0 ? [canvas0, 0] : [watch.glimpses[t - 1].canvas, k]);

@@ -1,7 +1,7 @@
 /* The studio's worker: computes glimpse by glimpse and hands each over as soon as it is there.
  *
- * It gets {load: {manifest, buffer}}, {draw: {id, n, seed, temperature}}, {read: {id, x, seed}}, {gif: {...}}; a newer
- * job of the same kind ends the one before. It sends {glimpse: {kind, id, t, ...}}, {gif: {id, bytes}}, {error}.
+ * It gets {load: {manifest, buffer}}, {draw: {id, n, seed, temperature, latents}}, {read: {id, x, seed}}, {gif: {...}};
+ * a newer job of the same kind ends the one before. It sends {glimpse: {kind, id, t, ...}}, {gif: {id, bytes}}, {error}.
  */
 import { PURPOSE, initialState, lossX, noise, readModel, step } from "./draw.js";
 import { gifWriter } from "./gif.js";
@@ -14,8 +14,9 @@ onmessage = async ({ data }) => {
   try {
     if (data.load) model = readModel(data.load.manifest, data.load.buffer);
     if (data.draw) {
-      const { id, n, seed, temperature } = data.draw;
-      const eps = noise(model, n, seed, PURPOSE.sample).map((value) => temperature * value);
+      const { id, n, seed, temperature, latents } = data.draw;
+      const drawn = (i) => latents === "all" || latents === i % model.zSize; // the others are at the prior's mean, 0
+      const eps = noise(model, n, seed, PURPOSE.sample).map((value, i) => (drawn(i) ? temperature * value : 0));
       await glimpses("draw", id, n, eps, null);
     }
     if (data.read) {
