@@ -105,7 +105,7 @@ def test_the_latents_begin_with_the_samples_of_the_seed():
 
 def test_of_a_model_without_latents_in_use_all_and_none_are_drawn():
     picture = figures.figure_latents(with_kl([0.0, 0.0]), 2, scale=4)
-    assert picture.width == 4 + 2 * 20 + 2 + 2 * 4 + 4
+    assert picture.width == 4 + 2 * 20 + 2 + 4 + 4
 
 
 # Figure 3

@@ -23,7 +23,7 @@ def kl_per_latent(q: Gaussian, p: Gaussian) -> Float[Tensor, "*b z"]:
     Differs: (11) prints the constant as T/2; it is T/2 for each latent.
 
     Returns:
-        At least 0; exactly 0 where q = p.
+        At least 0 up to rounding; exactly 0 where q = p.
     """
     mu = (q.mu - p.mu) * (-p.log_sigma).exp()
     log_variance = 2 * (q.log_sigma - p.log_sigma)

@@ -114,7 +114,7 @@ def figure_latents(model: DRAW, n: int = 8, *, seed: int = 0, most: int = 6, sca
         n: Rows.
         seed: Of the noise; the first column is `model.sample(n, seed=seed)`.
         most: Columns of one latent, at most.
-        scale: Screen pixels per image pixel; by default the picture is about 900 pixels wide or high.
+        scale: Screen pixels per image pixel; at least 2, by default; the picture is about 900 pixels wide or high.
     """
     alone = model.telling_latents(most, seed=seed)
     with torch.no_grad():
@@ -124,10 +124,11 @@ def figure_latents(model: DRAW, n: int = 8, *, seed: int = 0, most: int = 6, sca
             only = torch.zeros_like(eps)
             only[..., kept] = eps[..., kept]
             drawn.append(model.likelihood.mean(model(only).canvas))
-    captions = ["all latents", *(f"latent {i}" for i in alone), "none"]
-    scale = scale or render.fitting_scale(900, len(drawn) * model.config.width, n * model.config.height)
+    captions = ["all", *(f"latent {i}" for i in alone), "none"]
+    fitting = render.fitting_scale(900, len(drawn) * model.config.width, n * model.config.height)
+    scale = scale or max(2, fitting)  # at 1 there is no room for the captions
     stages = [render.cells(images, scale) for images in drawn]
-    return render.arrange(render.by_row(stages), len(stages), captions=captions, breaks=[1, len(stages) - 1])
+    return render.arrange(render.by_row(stages), len(stages), captions=captions, breaks={1, len(stages) - 1})
 
 
 def figure_3(image: Float[Tensor, "c h w"]) -> Image.Image:

@@ -8,7 +8,7 @@ export function controls(page, watch) {
   const options = (id, values) => $(id).replaceChildren(...values.map((value) => new Option(value, value)));
   options("n", COUNTS);
   options("speed", SPEEDS);
-  const choices = latentChoices(limits.latents), words = { all: `all ${size.z_size}`, none: "none" };
+  const choices = latentChoices(limits.latents), words = { all: `all ${size.z_size}`, none: "none, all at their mean" };
   $("latents").replaceChildren(...choices.map((choice) => new Option(words[choice] ?? `only number ${choice}`, choice)));
   $("windows-field").hidden = write_n === null;
   $("pixels-field").hidden = !about.binary;
