@@ -52,17 +52,18 @@ PRESETS = {
         data=DataConfig(source="binarized-mnist"),
         train=TrainConfig(iterations=31_000, learning_rate=3e-3, fall_from=0.7, grow_from=32, grow_until=0.6),
     ),
-    # For people with a CPU: half the paper's glimpses, and as many steps as one core takes in about one and three hours
-    # in bfloat16, half as many again in float32. Bounds and curves: docs/results.md.
+    # For people with a CPU: half the paper's glimpses for an hour of a core; all of them for three of a core with a
+    # matrix unit. In bfloat16; without such a unit float32 takes half as long again. Bounds: docs/results.md.
     "mnist-1h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
         train=TrainConfig(iterations=20_000, learning_rate=3e-3, fall_from=0.7, weight_decay=0.1),
     ),
     "mnist-3h": RunConfig(
-        model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
-        train=TrainConfig(iterations=60_000, learning_rate=3e-3, fall_from=0.7),
+        train=TrainConfig(
+            iterations=32_000, learning_rate=2.5e-3, fall_from=0.15, weight_decay=0.1, grow_from=32, grow_until=0.29
+        ),
     ),
     "mnist-no-attention-1h": RunConfig(
         model=ModelConfig(steps=32, read_n=None, write_n=None),
