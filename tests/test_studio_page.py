@@ -142,7 +142,7 @@ def test_the_page_shows_what_python_draws_from_the_same_noise(visit, model):
         assert np.abs(found[..., 0] - wanted).max() <= 1
 
 
-def test_one_latent_alone_draws_what_it_draws_in_python(visit, model, file):
+def test_one_latent_alone_draws_what_it_draws_in_python(visit, model):
     telling = model.float().telling_latents()
     assert telling
     for chosen, kept in ((str(telling[-1]), [telling[-1]]), ("none", [])):
