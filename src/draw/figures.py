@@ -119,8 +119,8 @@ def figure_latents(model: DRAW, n: int = 8, *, seed: int = 0, most: int = 6, sca
     alone = model.telling_latents(most, seed=seed)
     with torch.no_grad():
         eps = model.noise(n, seed, "sample")
-        drawn = [model.likelihood.mean(model(eps).canvas)]
-        for kept in (*([i] for i in alone), []):
+        drawn = []
+        for kept in (list(range(eps.shape[-1])), *([i] for i in alone), []):
             only = torch.zeros_like(eps)
             only[..., kept] = eps[..., kept]
             drawn.append(model.likelihood.mean(model(only).canvas))

@@ -53,7 +53,7 @@ PRESETS = {
         train=TrainConfig(iterations=31_000, learning_rate=3e-3, fall_from=0.7, grow_from=32, grow_until=0.6),
     ),
     # For people with a CPU: half the paper's glimpses for an hour of a core; all of them for three of a core with a
-    # matrix unit. In bfloat16; without such a unit float32 takes half as long again. Bounds: docs/results.md.
+    # matrix unit, both in bfloat16. Bounds, curves and what other cores take: docs/results.md.
     "mnist-1h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
