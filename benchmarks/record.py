@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
                 data=f"{data.name}: {len(data.images['train']):,} training images, binarization {data.binarization}, "
                 f"SHA-256 of all images {data.images_sha256}",
                 licence=options.licence,
-                limits=[*LIMITS, *([options.note] if options.note else [])],
+                limits=[*(options.limit or LIMITS), *([options.note] if options.note else [])],
                 float32_bound_nats=measured(exact, split="test").bound_nats,
                 one_sample=measured(model, split="test"),
                 subset=measured(model, split="test", images=100),
@@ -86,8 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.rmtree(home, ignore_errors=True)
             rounded(found, home, bound_nats=row.valid.bound_nats)  # the log's is of fewer images
             checkpoint.write_json(home / "card.json", dataclasses.asdict(card))
-            chosen, labels = results.chosen_examples(data)
-            tensors = {"images": data.images["test"][chosen], "labels": torch.tensor(labels)}
+            shown, labels = results.chosen_examples(data)
+            tensors = {"images": shown, "labels": torch.tensor(labels)}
             save_file(tensors, home / "examples.safetensors")
     rows = {other.name: other for other in results.results()}
     for other in rows.values():
@@ -107,6 +107,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--note", default="")
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--licence", default=LICENCE)
+    parser.add_argument("--limit", action="append", help="for the card, instead of those of a model of MNIST")
     parser.add_argument("--command", action="append", required=True, help="one for each command that made the run")
     parser.add_argument("--weighted-images", type=int, default=100)
     parser.add_argument("--threads", type=int, default=0)

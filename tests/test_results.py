@@ -16,6 +16,7 @@ from draw.data import load_data
 from draw.errors import UserError
 from draw.evaluation import evaluate
 from draw.presets import PRESETS
+from small import data_set
 from test_cli import trained_in
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,28 @@ def test_paper_and_models_print_the_recorded_numbers(ships, capsys):
     assert "80.97" in main(capsys, "paper").out
     assert row.sha256 in main(capsys, "models", "tiny").out
     assert json.loads(main(capsys, "models", "--json").out)["tiny"]["sha256"] == row.sha256
+
+
+def test_paper_sets_bounds_of_other_images_apart_from_table_1(ships, capsys, tmp_path, monkeypatch):
+    first, *_ = json.loads((ships / "results.json").read_text())["rows"]
+    rows = [first | {"name": "mnist-1h", "title": "of table 1"}, first | {"name": "demo", "title": "of glyphs"}]
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.json")
+    for kept, apart in ((rows, ["demo: of glyphs"]), (rows[:1], None)):
+        (tmp_path / "results.json").write_text(json.dumps({"rows": kept}))
+        table, _, below = main(capsys, "paper").out.partition("\n\nOther images")
+        assert "mnist-1h: of table 1" in table
+        assert "80.97" in table
+        listed = [line[:15] for line in below.partition("\n\n")[0].splitlines()[1:]]
+        assert (listed or None) == apart
+
+
+def test_example_images_are_as_the_model_is_to_read_them():
+    grey, bits = (data_set(grey=True, binarization=kind) for kind in ("none", "stochastic"))
+    assert 128 in results.chosen_examples(grey)[0]
+    shown, labels = results.chosen_examples(bits, seed=3)
+    assert (set(shown.unique().tolist()), labels) == ({0, 255}, [])
+    assert shown.equal(results.chosen_examples(bits, seed=3)[0])
+    assert not shown.equal(results.chosen_examples(bits, seed=4)[0])
 
 
 def test_without_its_images_a_model_that_ships_answers_with_what_was_recorded(ships, capsys, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,9 +16,10 @@ from torch import Tensor
 from draw import checkpoint
 from draw.checkpoint import Checkpoint, find, shipped
 from draw.config import from_json
-from draw.data import DataSet
+from draw.data import DataSet, intensities
 from draw.errors import UserError, nearest
 from draw.evaluation import Evaluation, spread
+from draw.noise import seeded
 
 RESULTS = Path(__file__).parent / "results.json"
 EXAMPLES = 10  # test images beside a model that ships, and in a page
@@ -106,14 +107,23 @@ def is_shipped(found: Checkpoint) -> bool:
     return found.path.parent == checkpoint.WEIGHTS
 
 
-def chosen_examples(data: DataSet) -> tuple[Int[Tensor, " n"], list[int]]:
-    """Which test images to show a model first, and their labels if they have any: if of ten classes, one of each."""
+def chosen_examples(data: DataSet, seed: int = 0) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:
+    """Test images to show a model first, as it is to read them: if they are of ten classes, one of each.
+
+    Args:
+        data: The data set.
+        seed: Of the pixels, where these are drawn afresh each time.
+
+    Returns:
+        The images, and their labels if they have any.
+    """
     labels = data.labels.get("test")
     if labels is None or len(labels.unique()) != EXAMPLES:
         chosen = spread(len(data.images["test"]), EXAMPLES)
     else:
         chosen = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
-    return chosen, [] if labels is None else labels[chosen].tolist()
+    shown = intensities(data.images["test"][chosen], data.binarization, seeded(seed, "binarize"))
+    return shown.mul(255).byte(), [] if labels is None else labels[chosen].tolist()
 
 
 def examples(found: Checkpoint) -> tuple[UInt8[Tensor, "n c h w"], list[int]]:

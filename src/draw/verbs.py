@@ -362,8 +362,6 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
 
     None of them if the model's own data set is not here: a page is no reason for a download.
     """
-    from draw.data import intensities
-    from draw.noise import seeded
     from draw.results import chosen_examples, examples, is_shipped
 
     source, asked = checkpoint.config.data.source, checkpoint.config.data.binarization
@@ -379,11 +377,7 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
             raise
         print(f"draw: no example images in the page: {error}; name a set with --data", file=sys.stderr)
         return None, [], "none" if asked == "none" else "static"
-    chosen, labels = chosen_examples(data)
-    shown = (
-        intensities(data.images["test"][chosen], data.binarization, seeded(options.seed, "binarize")).mul(255).byte()
-    )
-    return shown, labels, data.binarization
+    return *chosen_examples(data, options.seed), data.binarization
 
 
 def curve(options: Any) -> None:
@@ -432,7 +426,7 @@ def paper(options: Any) -> int:
         rows = [dataclasses.asdict(row) for row in results()]
         _print_json({"rows": rows, "paper": PAPER, "published": PUBLISHED})
     else:
-        print(words.table_1(results()))
+        print(words.paper(results()))
     return 0
 
 
