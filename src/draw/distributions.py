@@ -41,6 +41,13 @@ def log_density(z: Float[Tensor, "*b z"], p: Gaussian) -> Float[Tensor, "*b"]:
     return (-0.5 * eps.square() - p.log_sigma - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def carrying_latents(kl_nats: Float[Tensor, " z"]) -> list[int]:
+    """The fewest latents that carry 99 % of a KL of which these are the parts, the largest first; none of no KL."""
+    largest = kl_nats.argsort(descending=True, stable=True)
+    carried = kl_nats[largest].cumsum(0)
+    return largest[carried - kl_nats[largest] < 0.99 * carried[-1]].tolist()
+
+
 class StandardNormal(nn.Module):
     """The paper's prior: z_t ~ N(0, I), whatever was drawn before."""
 

@@ -154,15 +154,15 @@ def _bound_of(
     model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
 ) -> Float[Tensor, "b k"]:
     """Bound, L^x, L^z, KL per glimpse and per latent of each image, averaged over its samples."""
-    total = x.new_zeros(len(x), 3 + model.config.steps + model.config.z_size)
+    rows = []
     for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
         drawing = model(model.noise(len(many), config.seed, "bound", first, index), many, unroll=unroll)
         parts = losses(many, drawing, model.likelihood)
         per_latent = kl_per_latent(drawing.latent.q, drawing.latent.p).sum(0)  # over glimpses
         row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT, per_latent], dim=1)
-        total += row.unflatten(0, (s, len(x))).sum(0)
-    return total / config.samples
+        rows.append(row.unflatten(0, (s, len(x))).sum(0))
+    return torch.stack(rows).sum(0) / config.samples
 
 
 def _importance_weighted(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import ModelConfig
-from draw.distributions import Bernoulli, StandardNormal, kl, kl_per_latent, rsample
+from draw.distributions import Bernoulli, StandardNormal, carrying_latents, kl, kl_per_latent, rsample
 from draw.noise import seeded
 from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Unroll, Write
 
@@ -209,14 +209,12 @@ class DRAW(nn.Module):
 
     @torch.no_grad()
     def telling_latents(self, most: int = 6, *, seed: int = 0) -> list[int]:
-        """The latents that tell most of an image, the largest first: at most so many, each a hundredth of L^z or more.
+        """The latents that carry 99 % of L^z, the largest first, and at most so many of them.
 
         By their KL (eq. 11), summed over the glimpses of 64 images that the model drew itself.
         """
         latent = self(self.noise(64, seed, "reconstruct"), self.sample(64, seed=seed)).latent
-        told = kl_per_latent(latent.q, latent.p).sum(0).mean(0)
-        largest = told.argsort(descending=True, stable=True)[:most].tolist()
-        return [i for i in largest if told[i] >= 0.01 * told.sum() > 0]
+        return carrying_latents(kl_per_latent(latent.q, latent.p).sum(0).mean(0))[:most]
 
 
 def require_same_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,6 @@ No array library is imported here, so that it costs `draw --help` nothing.
 """
 
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from draw.config import to_dict
@@ -49,9 +48,12 @@ def evaluation(name: str, measured: "Evaluation") -> str:
 
 
 def latents_in_use(kl_per_latent_nats: list[float]) -> int:
-    """How many latents, taken in the order of their KL, carry 99 % of it."""
-    before = list(accumulate(sorted(kl_per_latent_nats, reverse=True), initial=0.0))
-    return sum(reached < 0.99 * before[-1] for reached in before)
+    """How many latents carry 99 % of the KL."""
+    import torch
+
+    from draw.distributions import carrying_latents
+
+    return len(carrying_latents(torch.tensor(kl_per_latent_nats, dtype=torch.float64)))
 
 
 def again(was: "Evaluation", now: "Evaluation", same: bool) -> str:
