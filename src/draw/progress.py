@@ -25,6 +25,8 @@ class TrainingProgress:
         self.config, self.minutes, self.begun = config, minutes, seconds
         self.console = Console(stderr=True)
         self.valid = ""
+        self.trained: Metrics | None = None
+        self.best: Validation | None = None  # of this call
         self.live = Progress(
             TextColumn("{task.fields[step]}"),
             BarColumn(bar_width=None),
@@ -57,10 +59,10 @@ class TrainingProgress:
         parts = f"{record.bound_nats:.2f} = {record.loss_x_nats:.2f} + {record.loss_z_nats:.2f} nats"
         if isinstance(record, Validation):
             self.valid = f" · valid {record.bound_nats:.2f}"
-            best = " (best so far)" if record.best else ""
             error = "" if record.bound_se is None else f", ±{record.bound_se:.2f}"
-            self._line(f"step {record.step:,}: validation bound {parts}{error}{best}")
+            self._line(f"step {record.step:,}: validation bound {parts}{error}{self._beside_best(record)}")
             return
+        self.trained = record
         rate = f"{record.images_per_second:.0f} images/s · gradient {record.grad_norm:.0f}"
         if self.console.is_terminal:
             text = f"{parts}{self.valid} · {rate}"
@@ -71,6 +73,17 @@ class TrainingProgress:
             done = f"{100 * self.fraction(record.step, record.seconds):.0f}%"
             minutes = f"{record.seconds / 60:.1f} min"
             self._line(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}")
+
+    def _beside_best(self, record: Validation) -> str:
+        """A validation beside the best one; if training images are far above that too, it is no overfitting."""
+        if record.best:
+            self.best = record
+            return " (best so far)"
+        if not self.best:
+            return ""
+        far = all(now and now.bound_nats > 1.1 * self.best.bound_nats for now in (record, self.trained))
+        hint = "; the run has broken down: try a lower --learning-rate" if far else ""
+        return f" (best {self.best.bound_nats:.2f}, step {self.best.step:,}{hint})"
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""What is said of a run while it trains."""
+
+import pytest
+
+from draw.config import TrainConfig
+from draw.progress import TrainingProgress
+from draw.run import Validation
+from draw.training import Metrics
+
+
+def trained(step, bound):
+    return Metrics(step, 0.0, 4, 1.0, bound, bound - 1, 1.0, 2.0, 1e-3, 100.0)
+
+
+def validated(step, bound, best=False):
+    return Validation(step, 1.0, bound, 0.5, bound - 1, 1.0, 10, 4, best)
+
+
+@pytest.fixture
+def told(capsys):
+    """Shows records, and gives what is said of the last one."""
+
+    def show(*records):
+        with TrainingProgress(TrainConfig(), None, 0, 0.0) as progress:
+            for record in records:
+                progress.show(record)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return show
+
+
+def test_a_best_validation_is_said_to_be_one(told):
+    assert told(validated(10, 90.0, best=True)).endswith("±0.50 (best so far)")
+
+
+def test_another_is_set_beside_the_best(told):
+    records = [validated(10, 90.0, best=True), trained(20, 91.0), validated(20, 90.5)]
+    assert told(*records).endswith("±0.50 (best 90.00, step 10)")
+
+
+def test_without_a_best_one_in_this_call_nothing_is_said(told):
+    assert told(validated(10, 90.0)).endswith("±0.50")
+
+
+def test_a_run_that_has_broken_down_is_told_what_to_try(told):
+    records = [validated(1_000, 90.0, best=True), trained(2_000, 150.0), validated(2_000, 120.0)]
+    assert told(*records).endswith("(best 90.00, step 1,000; the run has broken down: try a lower --learning-rate)")
+
+
+@pytest.mark.parametrize("bound", [60.0, 95.0])
+def test_a_run_that_overfits_has_not_broken_down(told, bound):
+    records = [validated(1_000, 90.0, best=True), trained(2_000, bound), validated(2_000, 120.0)]
+    assert told(*records).endswith("(best 90.00, step 1,000)")
