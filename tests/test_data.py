@@ -93,6 +93,15 @@ def test_the_noise_comes_from_the_generator_alone():
     assert not torch.equal(first, intensities(GREY, "stochastic", seeded(4)))
 
 
+def test_the_noise_of_images_on_another_device_is_drawn_on_the_generators_own(monkeypatch):
+    def rand(*size, generator, device, rand=torch.rand):
+        assert torch.device(device).type == generator.device.type  # as CUDA insists, and meta does not
+        return rand(*size, generator=generator, device=device)
+
+    monkeypatch.setattr(torch, "rand", rand)
+    assert intensities(GREY.to("meta"), "stochastic", seeded(3)).device.type == "meta"
+
+
 def test_stochastic_intensities_need_a_generator():
     with pytest.raises(ValueError, match="needs a generator"):
         intensities(GREY, "stochastic")

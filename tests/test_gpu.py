@@ -14,6 +14,7 @@ from draw.kernels import find_cuda_compiler
 from draw.model import DRAW
 from draw.objective import losses
 from draw.packing import write_shards
+from draw.run import train
 from draw.training import Trainer
 from small import data_set, small_config
 from tiny import inputs
@@ -60,6 +61,14 @@ def test_training_and_measuring_run_on_the_device():
         trainer.train_step(0.0)
     assert trainer.model.canvas0.is_cuda
     assert evaluate(trainer.ema, trainer.data, speed=SpeedConfig(compile="off")).images == 13
+
+
+@pytest.mark.parametrize("binarization", ["static", "stochastic"])
+def test_a_run_is_trained_validated_and_pictured_on_the_device(tmp_path, binarization):
+    data = data_set(binarization=binarization, grey=binarization == "stochastic")
+    records = train(small_config(), tmp_path / "run", data=data, device="cuda", speed=SpeedConfig(compile="off"))
+    assert any(record.kind == "valid" for record in records)
+    assert list((tmp_path / "run" / "readings").iterdir())
 
 
 @pytest.mark.slow

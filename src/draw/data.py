@@ -113,7 +113,7 @@ def intensities(
     Args:
         binarization: "stochastic" draws each pixel, 0 or 1, with its grey value as the probability of 1; "static" and
             "none" only scale.
-        generator: The source of noise, on the images' device. Needed for "stochastic".
+        generator: The source of noise, on any device. Needed for "stochastic".
         of, first: The images are a part of a batch of `of`, from its `first` on, and get that part of its noise.
 
     Raises:
@@ -127,8 +127,8 @@ def intensities(
     if generator is None:
         raise ValueError("stochastic binarization needs a generator")
     # rand is in [0, 1): grey 0 is never drawn as 1, grey 1 always is.
-    noise = torch.rand((of or len(grey), *grey.shape[1:]), generator=generator, device=grey.device)
-    return (noise[first : first + len(grey)] < grey).to(torch.float32)
+    noise = torch.rand((of or len(grey), *grey.shape[1:]), generator=generator, device=generator.device)
+    return (noise[first : first + len(grey)].to(grey.device) < grey).to(torch.float32)
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Int64[Tensor, " b"]:
