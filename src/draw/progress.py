@@ -26,7 +26,7 @@ class TrainingProgress:
         self.console = Console(stderr=True)
         self.valid = ""
         self.trained: Metrics | None = None
-        self.best: Validation | None = None  # of this call
+        self.best: tuple[Validation, Metrics | None] | None = None  # of this call, and what was logged before it
         self.live = Progress(
             TextColumn("{task.fields[step]}"),
             BarColumn(bar_width=None),
@@ -75,15 +75,16 @@ class TrainingProgress:
             self._line(f"step {record.step:,}: bound {parts} · {rate} · {minutes}, {done}")
 
     def _beside_best(self, record: Validation) -> str:
-        """A validation beside the best one; if training images are far above that too, it is no overfitting."""
+        """A validation beside the best one; where training images are far worse than then too, it is no overfitting."""
         if record.best:
-            self.best = record
+            self.best = record, self.trained
             return " (best so far)"
         if not self.best:
             return ""
-        far = all(now and now.bound_nats > 1.1 * self.best.bound_nats for now in (record, self.trained))
+        best, trained = self.best
+        far = all(a and b and a.bound_nats > 1.1 * b.bound_nats for a, b in ((record, best), (self.trained, trained)))
         hint = "; the run has broken down: try a lower --learning-rate" if far else ""
-        return f" (best {self.best.bound_nats:.2f}, step {self.best.step:,}{hint})"
+        return f" (best {best.bound_nats:.2f}, step {best.step:,}{hint})"
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
