@@ -85,21 +85,21 @@ def paper(rows: "Iterable[Result]") -> str:
     from draw.results import PAPER, PUBLISHED
 
     ours = {row.name: row for row in rows}
-    others = [row for row in ours.values() if PRESETS[row.name].data.source != "binarized-mnist"]
+    others = {name: row for name, row in ours.items() if PRESETS[name].data.source != "binarized-mnist"}
     lines = [
         "Table 1: fixed binarised MNIST, all 10,000 test images, upper bounds on -log p(x) in nats per image",
         f"{'':<60}{'paper':>7}{'here':>15}",
         *(f"{name:<60}{published:>7.2f}" for name, published in PUBLISHED.items()),
     ]
     titles = {name: title for name, (title, _) in PAPER.items()}
-    titles |= {row.name: row.title for row in ours.values() if row not in others}
+    titles |= {name: row.title for name, row in ours.items() if name not in others}
     for name, title in titles.items():
         reported = f"{PAPER[name][1]:.2f}" if name in PAPER else ""
         here = bound(ours[name].test) if name in ours else "not trained"
         lines.append(f"{f'{name}: {title}':<60}{reported:>7}{here:>15}")
     if others:
         lines += ["", "Other images, of which the paper gives no number; all test images, nats per image"]
-        lines += [f"{f'{row.name}: {row.title}':<67}{bound(row.test):>15}" for row in others]
+        lines += [f"{f'{name}: {row.title}':<67}{bound(row.test):>15}" for name, row in others.items()]
     for row in ours.values():
         lines += ["", f"{row.name}: {row.title}" + (f"; {row.note}" if row.note else ""), result(row)]
     return "\n".join(lines)
