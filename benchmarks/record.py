@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     set_threads(options.threads)
     found = checkpoint.find(options.run)
     data = load_data(found.config.data, options.data_dir)
+    if options.ship and found.config.data.source != "binarized-mnist" and not (options.licence and options.limit):
+        sys.exit(f"a card of {found.config.data.source}: give its --licence and at least one --limit")
     exact = found.model()
 
     def measured(model: DRAW, **settings: int | str) -> Evaluation:
@@ -76,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             card = Card(
                 data=f"{data.name}: {len(data.images['train']):,} training images, binarization {data.binarization}, "
                 f"SHA-256 of all images {data.images_sha256}",
-                licence=options.licence,
+                licence=options.licence or LICENCE,
                 limits=[*(options.limit or LIMITS), *([options.note] if options.note else [])],
                 float32_bound_nats=measured(exact, split="test").bound_nats,
                 one_sample=measured(model, split="test"),
@@ -106,7 +108,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--title", required=True)
     parser.add_argument("--note", default="")
     parser.add_argument("--hardware", required=True)
-    parser.add_argument("--licence", default=LICENCE)
+    parser.add_argument("--licence", help="for the card, instead of that of binarised MNIST")
     parser.add_argument("--limit", action="append", help="for the card, instead of those of a model of MNIST")
     parser.add_argument("--command", action="append", required=True, help="one for each command that made the run")
     parser.add_argument("--weighted-images", type=int, default=100)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from draw import kernels
 from draw.data import DataSet
 from draw.errors import NonFiniteError, UserError
 from draw.noise import seeded
@@ -113,6 +114,14 @@ def test_it_learns(example, data, tmp_path):
     assert sum(losses[:20]) / 20 > 2.2  # nearly log 10, as who guesses
     assert sum(losses[-20:]) / 20 < 1.9
     assert run.measure(1)["error_percent"] < 75
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernels.find_compiler() is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_the_fast_way_has_the_gradients_of_the_plain_one():
+    script = Path(__file__).with_name("compiled_classifier.py")
+    run = subprocess.run([sys.executable, script, SCRIPT], capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(example, data, tmp_path):

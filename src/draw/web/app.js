@@ -65,7 +65,7 @@ function shared({ manifest, buffer, worker }) {
 
 function describe({ size, about, channels, steps, read_n, write_n }) {
   const facts = [
-    about.name, about.data, `${size.width} × ${size.height}${channels === 3 ? " RGB" : ""}`, `${steps} glimpses`,
+    ...new Set([about.name, about.data]), `${size.width} × ${size.height}${channels === 3 ? " RGB" : ""}`, `${steps} glimpses`,
     read_n === null ? "reads the whole image" : `reads ${read_n} × ${read_n}`,
     write_n === null ? "writes the whole canvas" : `writes ${write_n} × ${write_n}`,
     `${(about.parameters / 1e6).toPrecision(2)} M weights`,
