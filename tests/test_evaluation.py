@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from draw.config import EvalConfig, SpeedConfig
+from draw.data import intensities
+from draw.distributions import Bernoulli
 from draw.errors import UserError
 from draw.evaluation import evaluate, spread
 from draw.model import DRAW
@@ -180,6 +183,19 @@ def test_stochastic_binarization_measures_binary_images(model):  # trap: grey pi
     stochastic, none = (evaluate(model, d, EvalConfig(samples=20)) for d in (grey, treated_as_grey))
     assert (stochastic.binarization, none.binarization) == ("stochastic", "none")
     assert stochastic.bound_nats != pytest.approx(none.bound_nats, abs=1e-3)
+
+
+def test_intensities_have_an_entropy_that_no_canvas_goes_below(model):
+    grey = dataclasses.replace(data_set(grey=True), binarization="none")
+    x = intensities(grey.images["test"], "none", None)
+    entropy = torch.distributions.Bernoulli(probs=x.double()).entropy().sum((1, 2, 3))
+    assert_close(Bernoulli().least_loss_x(x).double(), entropy, atol=1e-4, rtol=1e-5)
+    best = torch.logit(x.double()).clamp(-50, 50)
+    assert_close(Bernoulli().loss_x(x.double(), best), entropy, atol=1e-8, rtol=0)
+    measured = evaluate(model, grey)
+    assert measured.above_entropy_nats == pytest.approx(measured.bound_nats - entropy.mean().item(), abs=1e-4)
+    assert 0 < measured.above_entropy_se < measured.above_entropy_nats
+    assert evaluate(model, data_set()).above_entropy_nats is None  # of bits it is the bound itself
 
 
 def test_images_of_another_size_are_refused(model):

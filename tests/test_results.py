@@ -29,7 +29,7 @@ def main(capsys, *arguments, code=0):
     return capsys.readouterr()
 
 
-def recorded(place, preset):
+def recorded(place, preset, about=("--licence", "none needed", "--limit", "It draws what it was shown.")):
     """Record the run in a place, as if this preset had trained it, and ship it as `tiny`."""
     spec = importlib.util.spec_from_file_location("record", ROOT / "benchmarks" / "record.py")
     record = importlib.util.module_from_spec(spec)
@@ -38,7 +38,7 @@ def recorded(place, preset):
         patch.setattr(checkpoint, "WEIGHTS", place / "weights")
         patch.setattr(results, "RESULTS", place / "results.json")
         record.main([str(place / "run"), preset, "--title", "a tiny one", "--hardware", "none", "--ship", "tiny",
-                     "--command", "draw train demo", "--weighted-images", "3"])  # fmt: skip
+                     "--command", "draw train demo", "--weighted-images", "3", *about])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,11 @@ def test_with_its_images_a_model_that_ships_is_measured(ships, capsys):
     told = json.loads(main(capsys, "evaluate", "tiny", "--samples", "20", "--json").out)
     assert told["recorded"] is False
     assert told["bound_nats"] == pytest.approx(results.result("tiny").test.bound_nats, abs=1e-3)
+
+
+def test_a_card_of_other_images_is_not_that_of_binarised_mnist(tiny):
+    with pytest.raises(SystemExit, match=r"a card of .*small.npz: give its --licence and at least one --limit"):
+        recorded(tiny, "demo", about=())
 
 
 def test_a_model_that_takes_the_place_of_another_leaves_its_row(tiny, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from torch import Tensor
 from draw import fast
 from draw.config import EvalConfig, ModelConfig, SpeedConfig
 from draw.data import DataSet, intensities
-from draw.distributions import kl_per_latent
+from draw.distributions import Bernoulli, kl_per_latent
 from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW
 from draw.noise import seeded
@@ -42,6 +42,8 @@ class Evaluation:
     binarization: str  # static, stochastic, or none: grey or colour targets, and the loss is then no code length
     seconds: float
     kl_per_latent_nats: list[float] = field(default_factory=list)  # over all glimpses; empty in records older than it
+    above_entropy_nats: float | None = None  # of intensities as targets: bound - their own entropy, the least L^x
+    above_entropy_se: float | None = None
 
 
 def spread(total: int, count: int) -> Int[Tensor, " m"]:
@@ -98,8 +100,10 @@ def evaluate(
     unroll = world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     weighted = config.importance_samples > 0
-    # Bound, L^x, L^z, KL per glimpse and per latent, importance-weighted estimate and effective sample size.
-    widths = [1, 1, 1, model.config.steps, model.config.z_size, int(weighted), int(weighted)]
+    grey = data.binarization == "none" and isinstance(model.likelihood, Bernoulli)
+    # Bound, L^x, L^z, KL per glimpse and per latent, the bound above the entropy of intensities, importance-weighted
+    # estimate and effective sample size.
+    widths = [1, 1, 1, model.config.steps, model.config.z_size, int(grey), int(weighted), int(weighted)]
     table = torch.zeros(len(chosen), sum(widths), dtype=torch.float64)
     # Block by block in turn: what a block's numbers are depends on its first image, not on who computes them.
     for first in range(world.rank * per_pass, len(chosen), world.size * per_pass):
@@ -107,6 +111,8 @@ def evaluate(
         x = intensities(block, data.binarization, seeded(config.seed, "binarize", first, device=block.device))
         x = x.to(model.canvas0.dtype)
         parts = [_bound_of(model, unroll, x, config, first)]
+        if grey:
+            parts.append(parts[0][:, :1] - Bernoulli().least_loss_x(x)[:, None])
         if config.importance_samples:
             parts.append(_importance_weighted(model, unroll, x, config, first))
         table[first : first + per_pass] = torch.cat(parts, dim=1).cpu()
@@ -121,8 +127,8 @@ def evaluate(
         )
     several = len(table) > 1
     error = table.std(0) / math.sqrt(len(table)) if several else mean
-    bound, loss_x, loss_z, per_glimpse, per_latent, iw, _ = (part.tolist() for part in mean.split(widths))
-    bound_se, *_, iw_se, _ = (part.tolist() for part in error.split(widths))
+    bound, loss_x, loss_z, per_glimpse, per_latent, above, iw, _ = (part.tolist() for part in mean.split(widths))
+    bound_se, *_, above_se, iw_se, _ = (part.tolist() for part in error.split(widths))
     return Evaluation(
         bound_nats=bound[0],
         bound_se=bound_se[0] if several else None,
@@ -141,6 +147,8 @@ def evaluate(
         binarization=data.binarization,
         seconds=time.perf_counter() - started,
         kl_per_latent_nats=per_latent,
+        above_entropy_nats=above[0] if grey else None,
+        above_entropy_se=above_se[0] if grey and several else None,
     )
 
 

@@ -27,12 +27,17 @@ def bound(measured: "Evaluation") -> str:
     return f"{measured.bound_nats:.2f}{error(measured.bound_se)}"
 
 
+def above_entropy(measured: "Evaluation") -> str:
+    """What the bound of intensities is above their own entropy, with its standard error, nats."""
+    return f"{measured.above_entropy_nats:.2f}{error(measured.above_entropy_se)}"
+
+
 def evaluation(name: str, measured: "Evaluation") -> str:
     """A measurement on the data set of this name."""
+    bits = "" if measured.binarization == "none" else f" ({measured.bits_per_dim:.4f} bits/dim)"
     lines = [
         f"{name}, {measured.split} split, {measured.images:,} images, binarization {measured.binarization}",
-        f"bound  {bound(measured)} nats ({measured.bits_per_dim:.4f} bits/dim), "
-        f"{measured.samples} sample{'s' * (measured.samples > 1)} per image",
+        f"bound  {bound(measured)} nats{bits}, {measured.samples} sample{'s' * (measured.samples > 1)} per image",
         f"       L^x {measured.loss_x_nats:.2f} + L^z {measured.loss_z_nats:.2f}",
     ]
     if measured.iw_nats is not None:
@@ -44,6 +49,10 @@ def evaluation(name: str, measured: "Evaluation") -> str:
                      f"{len(measured.kl_per_latent_nats)} latents")  # fmt: skip
     if measured.binarization == "none":
         lines.append("The targets are intensities, not bits: these nats are a cross-entropy, no code length.")
+    if measured.above_entropy_nats is not None:
+        entropy = measured.bound_nats - measured.above_entropy_nats
+        lines.append(f"{entropy:.2f} of them are the intensities' own entropy, which no model goes below; "
+                     f"{above_entropy(measured)} are above it")  # fmt: skip
     return "\n".join([*lines, f"{measured.seconds:.1f} seconds"])
 
 
@@ -99,7 +108,11 @@ def paper(rows: "Iterable[Result]") -> str:
         lines.append(f"{f'{name}: {title}':<60}{reported:>7}{here:>15}")
     if others:
         lines += ["", "Other images, of which the paper gives no number; all test images, nats per image"]
-        lines += [f"{f'{name}: {row.title}':<67}{bound(row.test):>15}" for name, row in others.items()]
+        for name, row in others.items():
+            lines.append(f"{f'{name}: {row.title}':<67}{bound(row.test):>15}")
+            if row.test.above_entropy_nats is not None:
+                lines.append(f"{'  intensities as targets, no code length; above their own entropy':<67}"
+                             f"{above_entropy(row.test):>15}")  # fmt: skip
     for row in ours.values():
         lines += ["", f"{row.name}: {row.title}" + (f"; {row.note}" if row.note else ""), result(row)]
     return "\n".join(lines)
