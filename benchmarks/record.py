@@ -83,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
                 float32_bound_nats=measured(exact, split="test").bound_nats,
                 one_sample=measured(model, split="test"),
                 subset=measured(model, split="test", images=100),
+                telling_latents=model.telling_latents(),
             )
             home = checkpoint.WEIGHTS / options.ship
             shutil.rmtree(home, ignore_errors=True)

@@ -192,6 +192,7 @@ def test_a_card_is_complete_and_its_weights_are_those_of_its_row(name):
     assert card.limits
     assert row.test.images == 10_000
     assert row.test.samples == 20
+    assert found.model().telling_latents() == card.telling_latents
 
 
 @pytest.mark.parametrize("name", SHIPPED)

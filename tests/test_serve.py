@@ -4,21 +4,23 @@ import asyncio
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 
-from draw import cli, export, serve
+from draw import checkpoint, cli, export, serve
 from draw.live import Runs
 from draw.run import train
 from serving import TOKEN, serving
 from small import data_set, small_config
-from test_studio_page import STEPS, at, chromium, model, place  # noqa: F401  # fixtures
+from test_studio_page import STEPS, at, chromium, model, place, until, visiting  # noqa: F401  # fixtures
 
 pytest.importorskip("starlette", reason="needs starlette, of the extra web")
 pytest.importorskip("uvicorn", reason="needs uvicorn, of the extra web")
@@ -153,7 +155,7 @@ def test_no_other_name_or_step_has_an_answer(address, path):
 def test_so_many_may_listen_and_no_more(runs, monkeypatch):
     """Without a server, so that the bound can be small."""
     monkeypatch.setattr(serve, "CLIENTS", 2)
-    site = serve.app(None, b"", 80, runs=Runs(runs))
+    site = serve.app({}, 80, runs=Runs(runs))
 
     async def listen(leave):
         sent = []
@@ -292,3 +294,85 @@ def test_the_page_works_from_the_server(address, chromium):  # noqa: F811
     assert complaints == []
     assert all(url.startswith((f"http://{address}/", "data:", "blob:")) for url in asked)
     page.close()
+
+
+@pytest.fixture(scope="module")
+def several(place, runs):  # noqa: F811
+    """The address of a server of two models, under a token."""
+    with serving(place / "run", "mnist", "--runs", runs, "--token", TOKEN) as (url, _):
+        yield url
+
+
+def fetched(url):
+    """The JSON at an address."""
+    parts = urlsplit(url)
+    status, _, body = ask(parts.netloc, parts.path)
+    assert status == 200, url
+    return json.loads(body)
+
+
+def test_of_several_models_each_has_a_page_with_links_to_all(several):
+    homes = {"run": several, "mnist": several + "models/mnist/"}
+    for home in homes.values():
+        links = fetched(home + "manifest.json")["models"]
+        assert {name: urljoin(home, link) for name, link in links.items()} == homes
+    for name, home in homes.items():
+        assert fetched(home + "manifest.json")["about"]["name"] == name
+        parts = urlsplit(home)
+        for file in ("", "style.css", "weights.bin", *export.MODULES, *export.TRAINING):
+            status, headers, body = ask(parts.netloc, parts.path + file)
+            assert (status, bool(body)) == (200, True)
+            assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_the_runs_are_told_on_the_pages_of_all_models(several):
+    parts = urlsplit(several + "models/mnist/")
+    with listening(parts.netloc, parts.path + "events") as lines:
+        (kind, _), (_, run) = messages(lines, 2)
+    assert (kind, run["name"]) == ("runs", "a run")
+    assert ask(parts.netloc, f"{parts.path}samples/a%20run/{run['sheet']}.png")[0] == 200
+
+
+def test_one_model_has_no_links_to_others(address):
+    assert "models" not in fetched(f"http://{address}/manifest.json")
+
+
+def test_another_model_is_chosen_on_the_page(several, chromium):  # noqa: F811
+    with visiting(chromium, "error") as visit:
+        page = visit(f"{several}#tab=show")
+        assert page.locator("#model option").all_inner_texts() == ["run", "mnist"]
+        page.select_option("#model", "mnist")
+        page.wait_for_url("**/models/mnist/#tab=show*")
+        page.wait_for_selector("html[data-ready]")
+        assert page.title() == "DRAW · mnist"
+        assert page.input_value("#model") == "mnist"
+        page.click("#examples button")
+        until(page, "document.querySelector('#show-transport output').textContent === 'glimpse 64 of 64'", 30)
+        page.select_option("#model", "run")
+        page.wait_for_url(f"{several}#*")
+        page.go_back()
+        until(page, "document.title === 'DRAW · mnist' && document.getElementById('model').value === 'mnist'")
+
+
+def test_a_page_of_one_model_has_no_choice(address, chromium):  # noqa: F811
+    with visiting(chromium) as visit:
+        assert visit(f"http://{address}/").locator("#model").is_hidden()
+
+
+def test_models_of_the_same_name_are_one_line(place, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(place / "run", tmp_path / "run")
+    assert cli.main(["serve", str(place / "run"), str(tmp_path / "run")]) == 2
+    assert "two models that are both named 'run'" in capsys.readouterr().err
+    for name in ("a b", "a.b"):
+        shutil.copytree(place / "run", tmp_path / name)
+    paths = [str(tmp_path / name) for name in ("run", "a b", "a.b")]
+    assert cli.main(["serve", *paths, "--port", "0"]) == 2
+    assert "cannot serve 'a.b' beside a model of nearly the same name" in capsys.readouterr().err
+
+
+def test_without_a_name_all_that_ship_are_served(monkeypatch):
+    served = []
+    monkeypatch.setattr(serve, "serve", lambda models, *_, **__: served.append(list(models)))
+    cli.main(["serve"])
+    assert served[0][0] == "mnist"
+    assert sorted(served[0]) == checkpoint.shipped()

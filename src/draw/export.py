@@ -52,6 +52,7 @@ def pack(
     about: dict[str, Any] | None = None,
     examples: UInt8[Tensor, "n c h w"] | None = None,
     labels: Sequence[int] = (),
+    latents: Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], bytes]:
     """A model as its manifest and its binary.
 
@@ -61,6 +62,7 @@ def pack(
             whether its pixels are bits.
         examples: Images to show the model, as it is to read them.
         labels: What is in each example, if known.
+        latents: `model.telling_latents()`, if known.
 
     Raises:
         UserError: If a piece is not one the page knows, or a weight is not a finite number.
@@ -85,7 +87,7 @@ def pack(
         offset += array.nbytes
     manifest = {"format": FORMAT, "model": to_dict(model.config), "pieces": pieces}
     manifest |= {"weights": "float16" if halves else "float32", "tensors": tensors}
-    manifest["latents"] = model.telling_latents()
+    manifest["latents"] = model.telling_latents() if latents is None else list(latents)
     manifest["about"] = (about or {}) | {"parameters": sum(p.numel() for p in model.parameters())}
     count = 0 if examples is None else len(examples)
     manifest["examples"] = {"offset": offset, "count": count, "labels": list(labels)}

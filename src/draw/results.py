@@ -64,6 +64,7 @@ class Card:
     float32_bound_nats: float  # of the weights before they were rounded to what ships; otherwise as `one_sample`
     one_sample: Evaluation  # all test images, one sample each: what the bound of a single image can be set beside
     subset: Evaluation  # a few test images, spread evenly: what the tests of this package measure again
+    telling_latents: list[int]  # of the model, known so that a page of it is made at once
 
 
 @dataclass(frozen=True)

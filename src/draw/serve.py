@@ -1,5 +1,7 @@
 """The studio from a small server: the same page as `draw export`, from separate files, and the runs in a folder, live.
 
+The first model's page lies at /, those of the others at /models/NAME/, each with all its files, and links to the rest.
+
 It answers GET of a fixed table of paths to requests that name it by its own address. There are no query or body inputs
 and no cookies; the one name in a path, a run's, is looked up among those found. No other site may read, frame or script
 anything.
@@ -16,7 +18,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from draw.errors import UserError
@@ -24,6 +26,7 @@ from draw.export import MODULES, TRAINING, WEB, WORKER, index
 from draw.live import EVERY, Run, Runs, news
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Packed = tuple[dict[str, Any], bytes]  # a model as `export.pack` returns it
 HOST = "127.0.0.1"
 HEAD_BYTES = 16_384  # of a request, at most; a browser's has about 600
 CLIENTS = 256  # event streams at a time
@@ -41,8 +44,7 @@ HEADERS = {
 
 
 def app(
-    manifest: dict[str, Any] | None,
-    binary: bytes,
+    models: Mapping[str, Packed],
     port: int,
     *,
     runs: Runs | None = None,
@@ -53,7 +55,7 @@ def app(
     """The ASGI application.
 
     Args:
-        manifest: Of `export.pack`, as is the binary; None and nothing for a page without a model.
+        models: By their names, the one that is shown first foremost; none for a page without a model.
         port: The one it will be reached at: part of the only names by which it may be called.
         runs: What the tab Training shows; without them there is none.
         host: The address it listens on.
@@ -61,7 +63,7 @@ def app(
         stopping: Asked once a second by every event stream: whether to end.
 
     Raises:
-        UserError: If the extra `web` is not installed.
+        UserError: If two models would have the same address, or the extra `web` is not installed.
     """
     try:
         from starlette.applications import Starlette
@@ -72,10 +74,19 @@ def app(
 
     kinds = {"css": "text/css", "js": "text/javascript"}
     names = dict.fromkeys(("style.css", *MODULES, *WORKER, *(TRAINING if runs else ())))
-    files = {f"/{name}": ((WEB / name).read_bytes(), kinds[name.rpartition(".")[2]]) for name in names}
-    files["/"] = index(training=runs is not None).encode(), "text/html"
-    files["/manifest.json"] = json.dumps(manifest, allow_nan=False).encode(), "application/json"
-    files["/weights.bin"] = binary, "application/octet-stream"
+    shared = {name: ((WEB / name).read_bytes(), kinds[name.rpartition(".")[2]]) for name in names}
+    shared[""] = index(training=runs is not None).encode(), "text/html"
+    homes = _homes(models)
+    places: dict[str, tuple[dict[str, Any] | None, bytes]] = {homes[name]: packed for name, packed in models.items()}
+    places = places or {"/": (None, b"")}
+    files: dict[str, tuple[bytes, str]] = {}
+    for home, (manifest, binary) in places.items():
+        if manifest and len(homes) > 1:
+            up = "../" * (home.count("/") - 1) or "./"
+            manifest = manifest | {"models": {name: up + other[1:] for name, other in homes.items()}}
+        files |= {home + name: file for name, file in shared.items()}
+        files[f"{home}manifest.json"] = json.dumps(manifest, allow_nan=False).encode(), "application/json"
+        files[f"{home}weights.bin"] = binary, "application/octet-stream"
 
     async def answer(request: Any) -> Any:
         body, kind = files[request.url.path]
@@ -87,11 +98,28 @@ def app(
 
     routes = [Route(path, answer, methods=["GET"]) for path in files]
     if runs:
-        routes.append(Route("/events", _Events(runs, stopping), methods=["GET"]))
-        routes.append(Route("/samples/{run}/{step}.png", sheet, methods=["GET"]))
+        events = _Events(runs, stopping)
+        for home in places:
+            routes.append(Route(f"{home}events", events, methods=["GET"]))
+            routes.append(Route(home + "samples/{run}/{step}.png", sheet, methods=["GET"]))
     site = Starlette(routes=routes)
     site.router.redirect_slashes = False
     return _Guard(site, PlainTextResponse("This server answers to its own address only.\n", 403), host, port, token)
+
+
+def _homes(models: Mapping[str, Packed]) -> dict[str, str]:
+    """Under which path each model's page lies.
+
+    Raises:
+        UserError: If two would lie under the same.
+    """
+    homes: dict[str, str] = {}
+    for name in models:
+        home = f"/models/{re.sub(r'[^A-Za-z0-9_-]', '-', name)}/" if homes else "/"
+        if home in homes.values():
+            raise UserError(f"cannot serve {name!r} beside a model of nearly the same name")
+        homes[name] = home
+    return homes
 
 
 class _Guard:
@@ -198,8 +226,7 @@ async def _until_left(receive: Any) -> None:
 
 
 def serve(
-    manifest: dict[str, Any] | None,
-    binary: bytes,
+    models: Mapping[str, Packed],
     port: int,
     ready: Callable[[str], None],
     *,
@@ -210,7 +237,7 @@ def serve(
     """Serve until interrupted.
 
     Args:
-        manifest: As for `app`, as are binary, runs and token.
+        models: As for `app`, as are runs and token.
         port: 0 for any free one.
         ready: Called with the address when it can be opened.
         host: A literal address of this machine; 0.0.0.0 means all of them.
@@ -232,7 +259,7 @@ def serve(
         def stopping() -> bool:
             return server.should_exit
 
-        site = app(manifest, binary, port, runs=runs, host=host, token=token, stopping=stopping)
+        site = app(models, port, runs=runs, host=host, token=token, stopping=stopping)
         import uvicorn  # of the same extra
 
         settings = uvicorn.Config(

@@ -320,10 +320,8 @@ def export(options: Any) -> None:
 
 
 def serve(options: Any) -> None:
-    if options.model is None and options.runs is None:
-        options.model = "mnist"
     from draw.live import Runs
-    from draw.serve import check_address, serve
+    from draw.serve import Packed, check_address, serve
 
     if not check_address(options.host, options.token).is_loopback:
         print("draw: warning: nothing is encrypted, and whoever has the address sees the page", file=sys.stderr)
@@ -334,8 +332,24 @@ def serve(options: Any) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the end, when the server hands its signal on
     runs = Runs(options.runs) if options.runs else None
-    manifest, binary = _packed(options) if options.model else (None, b"")
-    serve(manifest, binary, options.port, ready, runs=runs, host=options.host, token=options.token)
+    models: dict[str, Packed] = {}
+    for model in options.models or _default_models(options):
+        options.model = model
+        manifest, binary = _packed(options)
+        name = manifest["about"]["name"]
+        if name in models:
+            raise UserError(f"cannot serve two models that are both named {name!r}")
+        models[name] = manifest, binary
+    serve(models, options.port, ready, runs=runs, host=options.host, token=options.token)
+
+
+def _default_models(options: Any) -> list[str]:
+    """Which models to serve where none was named: all that ship, `mnist` first."""
+    from draw.checkpoint import shipped
+
+    if options.runs:
+        return []
+    return ["mnist"] if "source" in options else sorted(shipped(), key=lambda name: name != "mnist")
 
 
 def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
@@ -352,9 +366,11 @@ def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
         "binary": binarization != "none",
         "bound_nats": checkpoint.info.get("bound_nats"),
     }
+    latents = None
     if is_shipped(checkpoint):
-        about["percentiles_nats"] = card(checkpoint.path.name)[1].one_sample.percentiles_nats
-    return export.pack(model, about=about, examples=examples, labels=labels)
+        known = card(checkpoint.path.name)[1]
+        about["percentiles_nats"], latents = known.one_sample.percentiles_nats, known.telling_latents
+    return export.pack(model, about=about, examples=examples, labels=labels, latents=latents)
 
 
 def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, list[int], str]":
