@@ -1,9 +1,11 @@
 """A small data set and configuration that train in milliseconds."""
 
+import dataclasses
+
 import torch
 
 from draw.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from draw.data import DataSet
+from draw.data import DataSet, middle
 from draw.noise import seeded
 
 
@@ -17,6 +19,12 @@ def data_set(*, train=40, valid=11, test=13, channels=1, height=6, width=5, bina
         ink = (rows & columns).expand(n, channels, height, width) * (128 if grey else 255)
         images[split] = ink.to(torch.uint8).contiguous()
     return DataSet("small", images, {}, binarization)
+
+
+def in_patches(whole, *patch):
+    """The same set, its middle patches and the whole training images, of which random ones are trained on."""
+    middles = {split: middle(images, patch) for split, images in whole.images.items()}
+    return dataclasses.replace(whole, images=middles, whole=whole.images["train"])
 
 
 def small_config(**changes):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from draw import data, pictures
 from draw.config import DataConfig
-from draw.data import batch_indices, intensities, load_data
+from draw.data import batch_indices, intensities, load_data, random_patches
 from draw.errors import UserError
 from draw.noise import seeded
 
@@ -230,6 +230,59 @@ def test_a_set_moves_with_all_its_tensors(save):
     moved = load(save(images=numbered(10), labels=np.arange(10))).to("meta")
     assert {x.device.type for x in [*moved.images.values(), *moved.labels.values()]} == {"meta"}
     assert moved.images["train"].dtype == torch.uint8
+
+
+# Patches.
+
+PLACES = (10 * torch.arange(5)[:, None] + torch.arange(4)).to(torch.uint8).expand(300, 3, 5, 4)  # row and column
+
+
+def test_a_patch_is_a_piece_of_its_image_and_any_may_come():
+    patches = random_patches(PLACES, (2, 3), seeded("patches"), of=300)
+    assert patches.shape == (300, 3, 2, 3)
+    corners = patches[:, :, :1, :1]
+    assert torch.equal(patches, corners + PLACES[:, :, :2, :3])
+    assert set(corners.flatten().tolist()) == {0, 1, 10, 11, 20, 21, 30, 31}
+    assert torch.equal(random_patches(PLACES, (5, 4), seeded("patches"), of=300), PLACES)
+
+
+def test_the_channels_and_images_of_patches_stay_theirs():
+    images = torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 5, 4)
+    patches = random_patches(images, (2, 2), seeded("patches"), of=2)
+    assert torch.equal(patches, images[:, :, :2, :2])
+
+
+def test_a_part_of_a_batch_has_the_patches_of_the_whole_one():
+    whole = random_patches(PLACES[:8], (2, 2), seeded("patches"), of=8)
+    part = random_patches(PLACES[3:5], (2, 2), seeded("patches"), of=8, first=3)
+    assert torch.equal(whole[3:5], part)
+    assert not torch.equal(whole, random_patches(PLACES[:8], (2, 2), seeded("others"), of=8))
+
+
+def test_what_is_measured_are_the_middle_patches(save):
+    images = PLACES[:30, :1].clone()
+    images[0] = 99  # so that whole images tell sets apart
+    found = load(save(train=images.numpy(), valid=images[:3].numpy(), test=images[:2].numpy()), patch="3x2")
+    assert found.shape == (1, 3, 2)
+    for split, n in (("train", 30), ("valid", 3), ("test", 2)):
+        assert torch.equal(found.images[split], images[:n, :, 1:4, 1:3])
+    assert torch.equal(found.whole, images)
+    moved = found.to("meta")
+    assert (moved.whole.device.type, moved.shape) == ("meta", (1, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ("9", "cannot take patches of 9 x 9 pixels: the images have 5 x 4"),
+        ("5x5", "cannot take patches of 5 x 5 pixels: the images have 5 x 4"),
+        ("0", "patch must be SIDE or HEIGHTxWIDTH in pixels"),
+        ("all", "patch must be SIDE or HEIGHTxWIDTH in pixels"),
+    ],
+)
+def test_patches_that_cannot_be_taken_are_named(save, patch, message):
+    with pytest.raises(UserError, match=message):
+        load(save(images=grey_images()), patch=patch)
 
 
 # NumPy files.

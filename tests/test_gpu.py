@@ -16,7 +16,7 @@ from draw.objective import losses
 from draw.packing import write_shards
 from draw.run import train
 from draw.training import Trainer
-from small import data_set, small_config
+from small import data_set, in_patches, small_config
 from tiny import inputs
 
 pytestmark = [
@@ -69,6 +69,12 @@ def test_a_run_is_trained_validated_and_pictured_on_the_device(tmp_path, binariz
     records = train(small_config(), tmp_path / "run", data=data, device="cuda", speed=SpeedConfig(compile="off"))
     assert any(record.kind == "valid" for record in records)
     assert list((tmp_path / "run" / "readings").iterdir())
+
+
+def test_patches_are_taken_on_the_device():
+    batch = Trainer(small_config(), in_patches(data_set(height=9, width=9), 6, 5), "cuda").batch(0)
+    assert batch.is_cuda
+    assert batch.shape == (8, 1, 6, 5)
 
 
 @pytest.mark.slow

@@ -126,6 +126,16 @@ def test_a_pack_is_its_source(tmp_path, monkeypatch, source):
     assert len(read_manifest(tmp_path / "packed").splits["train"].shards) > 1
 
 
+def test_patches_and_packs_do_not_go_together(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((30, 6, 6), np.uint8))
+    with pytest.raises(UserError, match="a pack holds whole images, of which no patches are taken"):
+        pack_data(DataConfig(str(tmp_path / "a.npy"), patch="4"), tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+    pack_data(DataConfig(str(tmp_path / "a.npy")), tmp_path / "pack")
+    with pytest.raises(UserError, match="patches are not taken of packed images: give the source of packed:"):
+        load_data(DataConfig(f"packed:{tmp_path / 'pack'}", patch="4"))
+
+
 def test_a_pack_can_be_packed_again(tmp_path):
     config = DataConfig(**npy(tmp_path / "a.npy", images(), binarization="none"))
     pack_data(config, tmp_path / "one", shard_mb=TINY)

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from draw.config import TrainConfig
+from draw.config import EvalConfig, TrainConfig
 from draw.distributions import Bernoulli
 from draw.evaluation import evaluate
 from draw.training import NonFiniteError, Trainer, glimpses, learning_rate, schedule_fraction
-from small import data_set, small_config
+from small import data_set, in_patches, small_config
 
 
 def trained(steps, config=None, data=None):
@@ -75,6 +75,17 @@ def test_stochastic_binarization_is_fresh_at_every_step_and_the_same_when_asked_
     trainer = Trainer(small_config(), same_image)
     assert not torch.equal(trainer.batch(0), trainer.batch(1))
     assert torch.equal(trainer.batch(1), trainer.batch(1))
+
+
+def test_patches_are_other_ones_at_every_step_and_the_same_when_asked_again():
+    data = in_patches(data_set(train=8, height=9, width=9), 6, 5)  # a batch is an epoch: the images are the same
+    trainer, again = Trainer(small_config(), data), Trainer(small_config(), data)
+    batches = [trainer.batch(step) for step in range(3)]
+    assert batches[0].shape == (8, 1, 6, 5)
+    assert not torch.equal(batches[0].sum((1, 2, 3)).sort().values, batches[1].sum((1, 2, 3)).sort().values)
+    for step in (2, 0):
+        assert torch.equal(again.batch(step), batches[step])
+    assert evaluate(trainer.ema, data, EvalConfig(split="train")).images == 8  # of the middle ones
 
 
 def test_the_averaged_weights_follow_the_recursion():

@@ -77,6 +77,9 @@ class DataConfig:
     size: str | None = _option(None, "resize a folder's images to SIDE or HEIGHTxWIDTH, cropping to that shape")
     grey: bool = _option(False, "turn a folder's images grey")
     skip_bad: bool = _option(False, "leave out a folder's unreadable images instead of stopping")
+    patch: str | None = _option(
+        None, "train on random patches of SIDE or HEIGHTxWIDTH pixels, others each time; measure on the middle ones"
+    )
     data_seed: int = _option(0, "seed of the embedded set, of static binarization and of held-out splits")
 
     def __post_init__(self) -> None:
@@ -85,20 +88,29 @@ class DataConfig:
             self.binarization in choices,
             f"unknown binarization {self.binarization!r}; {nearest(self.binarization, choices)}",
         )
-        _ = self.size_hw
+        _ = self.size_hw, self.patch_hw
         _require_seed("data_seed", self.data_seed)
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width asked for, pixels, or None."""
-        if self.size is None:
-            return None
-        parts = self.size.lower().split("x")
-        _require(
-            len(parts) in (1, 2) and all(p.isdecimal() and 1 <= int(p) <= 4096 for p in parts),
-            f"size must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, got {self.size!r}",
-        )
-        return int(parts[0]), int(parts[-1])
+        return _sides("size", self.size)
+
+    @property
+    def patch_hw(self) -> tuple[int, int] | None:
+        """Height and width of the patches, pixels, or None."""
+        return _sides("patch", self.patch)
+
+
+def _sides(name: str, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    _require(
+        len(parts) in (1, 2) and all(p.isdecimal() and 1 <= int(p) <= 4096 for p in parts),
+        f"{name} must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, got {text!r}",
+    )
+    return int(parts[0]), int(parts[-1])
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class DataSet:
     labels: dict[str, Labels]
     binarization: str  # static, stochastic or none: what `intensities` does
     notes: tuple[str, ...] = ()  # what a user should know, a line each
+    # Training images of which random patches are trained on; `images` has the middle ones.
+    whole: UInt8[Tensor, "n c _ _"] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,17 +55,23 @@ class DataSet:
 
     @property
     def images_sha256(self) -> str:
-        """The SHA-256 of the training images' pixels in their order: the same in memory and packed."""
-        train = self.images["train"]
-        return train.sha256 if isinstance(train, Shards) else hashlib.sha256(train.cpu().numpy().data).hexdigest()
+        """The SHA-256 of the training images' pixels in their order, whole ones': the same in memory and packed."""
+        train = self.images["train"] if self.whole is None else self.whole
+        return (
+            train.sha256
+            if isinstance(train, Shards)
+            else hashlib.sha256(train.cpu().contiguous().numpy().data).hexdigest()
+        )
 
     def to(self, device: torch.device | str) -> "DataSet":
         """The same set on a device, still 8 bits a pixel; packed images stay on disk."""
-        return dataclasses.replace(
-            self,
-            images={split: tensor.to(device) for split, tensor in self.images.items()},
-            labels={split: tensor.to(device) for split, tensor in self.labels.items()},
-        )
+        images = {split: tensor.to(device) for split, tensor in self.images.items()}
+        labels = {split: tensor.to(device) for split, tensor in self.labels.items()}
+        whole = None
+        if self.whole is not None:
+            whole = self.whole.to(device)
+            images["train"] = middle(whole, self.shape[1:])  # a view of it here too
+        return dataclasses.replace(self, images=images, labels=labels, whole=whole)
 
 
 def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progress | None = None) -> DataSet:
@@ -79,6 +87,8 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
         UserError: If there is no such source, or it cannot be read; the message says what to do.
     """
     if config.source.startswith("packed:"):
+        if config.patch:
+            raise UserError(f"patches are not taken of packed images: give the source of {config.source}")
         return _packed(config)
     arrays = _complete(read_source(config, data_dir, progress), config)
     tensors = {split: torch.tensor(arrays.images[split]).contiguous() for split in ("train", "valid", "test")}
@@ -88,7 +98,10 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
     if binarization == "static" and not two_valued:
         for split, tensor in tensors.items():
             _binarize(tensor, seeded(config.data_seed, "static", split))
-    return DataSet(config.source, {**tensors}, labels, binarization, arrays.notes)
+    whole = tensors["train"] if config.patch else None
+    if patch := config.patch_hw:
+        tensors = {split: middle(tensor, patch) for split, tensor in tensors.items()}
+    return DataSet(config.source, {**tensors}, labels, binarization, arrays.notes, whole)
 
 
 def resolved(asked: str, two_valued: bool, channels: int) -> str:
@@ -129,6 +142,40 @@ def intensities(
     # rand is in [0, 1): grey 0 is never drawn as 1, grey 1 always is.
     noise = torch.rand((of or len(grey), *grey.shape[1:]), generator=generator, device=generator.device)
     return (noise[first : first + len(grey)].to(grey.device) < grey).to(torch.float32)
+
+
+def middle(images: UInt8[Tensor, "b c h w"], patch: tuple[int, int]) -> UInt8[Tensor, "b c _ _"]:
+    """The patch of this height and width, pixels, in the middle of each image.
+
+    Raises:
+        UserError: If the images are smaller.
+    """
+    (height, width), (h, w) = images.shape[-2:], patch
+    if h > height or w > width:
+        raise UserError(f"cannot take patches of {h} x {w} pixels: the images have {height} x {width}")
+    top, left = (height - h) // 2, (width - w) // 2
+    return images[..., top : top + h, left : left + w]
+
+
+def random_patches(
+    images: UInt8[Tensor, "b c h w"], patch: tuple[int, int], generator: torch.Generator, *, of: int, first: int = 0
+) -> UInt8[Tensor, "b c _ _"]:
+    """A patch of this height and width, pixels, at a uniform random place of each image.
+
+    Args:
+        generator: The source of places, on any device.
+        of, first: As for `intensities`.
+    """
+    (height, width), (h, w), device = images.shape[-2:], patch, images.device
+
+    def places(most: int, side: int) -> Int64[Tensor, "b side"]:
+        """The rows, or columns, of each patch."""
+        starts = torch.randint(most + 1, (of, 1), generator=generator, device=generator.device)
+        return starts[first : first + len(images)].to(device) + torch.arange(side, device=device)
+
+    rows, columns = places(height - h, h), places(width - w, w)
+    image, channel = (torch.arange(n, device=device) for n in images.shape[:2])
+    return images[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Int64[Tensor, " b"]:

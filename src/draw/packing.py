@@ -50,6 +50,8 @@ def pack_data(
         UserError: If the source cannot be read or the folder not be made; the message says what to do.
     """
     _unused(Path(out))  # before anything is read
+    if config.patch:
+        raise UserError("a pack holds whole images, of which no patches are taken: leave --patch out")
     stream, binarization = _stream(config, data_dir, progress)
     return write_shards(
         out,

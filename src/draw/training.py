@@ -15,7 +15,7 @@ from torch import Tensor
 
 from draw import fast
 from draw.config import RunConfig, SpeedConfig, TrainConfig
-from draw.data import DataSet, batch_indices, intensities
+from draw.data import DataSet, batch_indices, intensities, random_patches
 from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW, require_same_tensors
 from draw.noise import seeded
@@ -121,15 +121,19 @@ class Trainer:
             }
 
     def batch(self, step: int) -> Float[Tensor, "b c h w"]:
-        """This rank's share of the training images of a step, binarised."""
-        config, images = self.config.train, self.data.images["train"]
+        """This rank's share of the training images of a step, or of random patches of them, binarised."""
+        config, whole = self.config.train, self.data.whole
+        images = self.data.images["train"] if whole is None else whole
         share = self.world.share(config.batch_size)
         index = batch_indices(len(images), config.batch_size, config.seed, step)[share]
         if images.device.type == "cuda":
             index = index.pin_memory()  # or the host would wait for the device
         batch = images[index.to(images.device, non_blocking=True)].to(self.device)
+        # Places and noise are the whole batch's, so that an image gets the same whatever the number of processes.
+        if whole is not None:
+            generator = seeded(config.seed, "patch", step, device=batch.device)
+            batch = random_patches(batch, self.data.shape[1:], generator, of=config.batch_size, first=share.start)
         generator = seeded(config.seed, "binarize", step, device=batch.device)
-        # The noise is the whole batch's, so that an image gets the same whatever the number of processes.
         return intensities(batch, self.data.binarization, generator, of=config.batch_size, first=share.start)
 
     def train_step(self, seconds: float) -> None:
