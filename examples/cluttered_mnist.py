@@ -130,9 +130,9 @@ class Classifier(nn.Module):
         steps = []
         for _ in range(self.glimpses):
             h, s, window = self.step(x, h, s)
-            steps.append((self.to_logits(h), window))
-        logits, windows = zip(*steps, strict=True)
-        return stack(logits), stack(windows)
+            steps.append((h, window))
+        outputs, windows = zip(*steps, strict=True)
+        return self.to_logits(stack(outputs)), stack(windows)
 
 
 class Run:
