@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     set_threads(options.threads)
     found = checkpoint.find(options.run)
-    data = load_data(found.config.data, options.data_dir)
     if options.ship and found.config.data.source != "binarized-mnist" and not (options.licence and options.limit):
         sys.exit(f"a card of {found.config.data.source}: give its --licence and at least one --limit")
+    data = load_data(found.config.data, options.data_dir)
     exact = found.model()
 
     def measured(model: DRAW, **settings: int | str) -> Evaluation:

@@ -116,6 +116,15 @@ def test_it_learns(example, data, tmp_path):
     assert run.measure(1)["error_percent"] < 75
 
 
+def test_without_a_compiler_the_fast_way_is_one_line(example, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(kernels, "find_compiler", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["cluttered_mnist.py", "--out", str(tmp_path / "out"), "--fast"])
+    with pytest.raises(SystemExit, match="2"):
+        example.main()
+    assert "--fast needs a C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(kernels.find_compiler() is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_the_fast_way_has_the_gradients_of_the_plain_one():

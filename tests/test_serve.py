@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -315,7 +316,7 @@ def test_of_several_models_each_has_a_page_with_links_to_all(several):
     homes = {"run": several, "mnist": several + "models/mnist/"}
     for home in homes.values():
         links = fetched(home + "manifest.json")["models"]
-        assert {name: urljoin(home, link) for name, link in links.items()} == homes
+        assert [(name, urljoin(home, link)) for name, link in links] == list(homes.items())
     for name, home in homes.items():
         assert fetched(home + "manifest.json")["about"]["name"] == name
         parts = urlsplit(home)
@@ -340,34 +341,46 @@ def test_one_model_has_no_links_to_others(address):
 def test_another_model_is_chosen_on_the_page(several, chromium):  # noqa: F811
     with visiting(chromium, "error") as visit:
         page = visit(f"{several}#tab=show")
-        assert page.locator("#model option").all_inner_texts() == ["run", "mnist"]
-        page.select_option("#model", "mnist")
+        assert page.locator("#models a").all_inner_texts() == ["run", "mnist"]
+        assert page.locator("#models [aria-current]").inner_text() == "run"
+        page.click("#models a:text('mnist')")
         page.wait_for_url("**/models/mnist/#tab=show*")
         page.wait_for_selector("html[data-ready]")
         assert page.title() == "DRAW · mnist"
-        assert page.input_value("#model") == "mnist"
+        assert page.locator("#models [aria-current]").inner_text() == "mnist"
         page.click("#examples button")
         until(page, "document.querySelector('#show-transport output').textContent === 'glimpse 64 of 64'", 30)
-        page.select_option("#model", "run")
-        page.wait_for_url(f"{several}#*")
+        page.click("#tab-watch")
+        page.click("#models a:text('run')")
+        page.wait_for_url(several)
         page.go_back()
-        until(page, "document.title === 'DRAW · mnist' && document.getElementById('model').value === 'mnist'")
+        until(page, "document.title === 'DRAW · mnist'")
 
 
 def test_a_page_of_one_model_has_no_choice(address, chromium):  # noqa: F811
     with visiting(chromium) as visit:
-        assert visit(f"http://{address}/").locator("#model").is_hidden()
+        assert visit(f"http://{address}/").locator("#models").is_hidden()
 
 
-def test_models_of_the_same_name_are_one_line(place, tmp_path, capsys):  # noqa: F811
-    shutil.copytree(place / "run", tmp_path / "run")
-    assert cli.main(["serve", str(place / "run"), str(tmp_path / "run")]) == 2
-    assert "two models that are both named 'run'" in capsys.readouterr().err
-    for name in ("a b", "a.b"):
-        shutil.copytree(place / "run", tmp_path / name)
-    paths = [str(tmp_path / name) for name in ("run", "a b", "a.b")]
-    assert cli.main(["serve", *paths, "--port", "0"]) == 2
-    assert "cannot serve 'a.b' beside a model of nearly the same name" in capsys.readouterr().err
+def test_models_of_one_name_are_told_apart_by_their_paths(place, tmp_path, monkeypatch):  # noqa: F811
+    served = {}
+    monkeypatch.setattr(serve, "serve", lambda models, *_, **__: served.update(models))
+    shutil.copytree(place / "run", tmp_path / "mnist")
+    cli.main(["serve", str(tmp_path / "mnist"), "mnist", str(place / "run")])
+    assert list(served) == [str(tmp_path / "mnist"), "mnist", "run"]
+    assert [manifest["about"]["name"] for manifest, _ in served.values()] == list(served)
+
+
+def test_a_model_named_twice_is_one_line(place, capsys):  # noqa: F811
+    assert cli.main(["serve", "mnist", str(place / "run"), "mnist"]) == 2
+    assert capsys.readouterr().err == "draw: cannot serve 'mnist' beside itself\n"
+
+
+def test_no_two_models_have_one_address():
+    homes = serve._homes(dict.fromkeys(["a", "a b", "a.b", "数字", "模型", "a-b-3"], ({}, b"")))
+    assert len(set(homes.values())) == 6
+    assert homes["a"] == "/"
+    assert all(re.fullmatch(r"/|/models/[A-Za-z0-9_-]+/", home) for home in homes.values())
 
 
 def test_without_a_name_all_that_ship_are_served(monkeypatch):

@@ -134,6 +134,7 @@ def test_patches_and_packs_do_not_go_together(tmp_path):
     pack_data(DataConfig(str(tmp_path / "a.npy")), tmp_path / "pack")
     with pytest.raises(UserError, match="patches are not taken of packed images: give the source of packed:"):
         load_data(DataConfig(f"packed:{tmp_path / 'pack'}", patch="4"))
+    assert load_data(DataConfig(f"packed:{tmp_path / 'pack'}", patch="6")).shape == (1, 6, 6)  # they are the patches
 
 
 def test_a_pack_can_be_packed_again(tmp_path):

@@ -178,7 +178,12 @@ def build_parser() -> Parser:
     _fields(export, DataConfig, "the model's")
 
     serve = verb("serve", verbs.serve, "the same page from a server on this machine, and runs while they train")
-    serve.add_argument("models", nargs="*", metavar="MODEL", help=f"{MODEL}; default all that ship, none with --runs")
+    serve.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help=f"{MODEL}; default all that ship, with --data mnist, with --runs none",
+    )
     serve.add_argument("--runs", type=Path, metavar="DIR", help="show the training of every run in this folder, live")
     serve.add_argument("--port", type=_port, default=8000, help="default 8000; 0: any free one")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1; others need --token")

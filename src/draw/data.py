@@ -87,9 +87,12 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
         UserError: If there is no such source, or it cannot be read; the message says what to do.
     """
     if config.source.startswith("packed:"):
-        if config.patch:
-            raise UserError(f"patches are not taken of packed images: give the source of {config.source}")
-        return _packed(config)
+        packed = _packed(config)
+        if config.patch_hw not in (None, packed.shape[1:]):
+            raise UserError(
+                f"patches are not taken of packed images: give the source of {config.source}, or --patch none"
+            )
+        return packed
     arrays = _complete(read_source(config, data_dir, progress), config)
     tensors = {split: torch.tensor(arrays.images[split]).contiguous() for split in ("train", "valid", "test")}
     labels = {split: torch.tensor(numbers) for split, numbers in arrays.labels.items()}
@@ -152,7 +155,9 @@ def middle(images: UInt8[Tensor, "b c h w"], patch: tuple[int, int]) -> UInt8[Te
     """
     (height, width), (h, w) = images.shape[-2:], patch
     if h > height or w > width:
-        raise UserError(f"cannot take patches of {h} x {w} pixels: the images have {height} x {width}")
+        raise UserError(
+            f"cannot take patches of {h} x {w} pixels: the images have {height} x {width}; or give --patch none"
+        )
     top, left = (height - h) // 2, (width - w) // 2
     return images[..., top : top + h, left : left + w]
 

@@ -63,7 +63,7 @@ def app(
         stopping: Asked once a second by every event stream: whether to end.
 
     Raises:
-        UserError: If two models would have the same address, or the extra `web` is not installed.
+        UserError: If the extra `web` is not installed.
     """
     try:
         from starlette.applications import Starlette
@@ -83,7 +83,7 @@ def app(
     for home, (manifest, binary) in places.items():
         if manifest and len(homes) > 1:
             up = "../" * (home.count("/") - 1) or "./"
-            manifest = manifest | {"models": {name: up + other[1:] for name, other in homes.items()}}
+            manifest = manifest | {"models": [[name, up + other[1:]] for name, other in homes.items()]}
         files |= {home + name: file for name, file in shared.items()}
         files[f"{home}manifest.json"] = json.dumps(manifest, allow_nan=False).encode(), "application/json"
         files[f"{home}weights.bin"] = binary, "application/octet-stream"
@@ -108,16 +108,13 @@ def app(
 
 
 def _homes(models: Mapping[str, Packed]) -> dict[str, str]:
-    """Under which path each model's page lies.
-
-    Raises:
-        UserError: If two would lie under the same.
-    """
+    """Under which path each model's page lies: the first one's at the root, the others' by their names."""
     homes: dict[str, str] = {}
     for name in models:
-        home = f"/models/{re.sub(r'[^A-Za-z0-9_-]', '-', name)}/" if homes else "/"
+        plain = re.sub("[^A-Za-z0-9_-]", "-", name)
+        home = f"/models/{plain}/" if homes else "/"
         if home in homes.values():
-            raise UserError(f"cannot serve {name!r} beside a model of nearly the same name")
+            home = f"/models/{plain}-{len(homes) + 1}/"
         homes[name] = home
     return homes
 

@@ -310,7 +310,7 @@ def export(options: Any) -> None:
     from draw import export
 
     export.require_html(options.page)
-    manifest, binary = _packed(options)
+    manifest, binary = _packed(options, Path(options.model).resolve().name)  # a page is shared: no path goes into it
     export.write_page(options.page, manifest, binary)
     found = {"bytes": options.page.stat().st_size, "examples": manifest["examples"]["count"]}
     if options.json:
@@ -333,18 +333,14 @@ def serve(options: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # for the end, when the server hands its signal on
     runs = Runs(options.runs) if options.runs else None
     models: dict[str, Packed] = {}
-    for model in options.models or _default_models(options):
+    for name, model in _names(options.models or _default_models(options)).items():
         options.model = model
-        manifest, binary = _packed(options)
-        name = manifest["about"]["name"]
-        if name in models:
-            raise UserError(f"cannot serve two models that are both named {name!r}")
-        models[name] = manifest, binary
+        models[name] = _packed(options, name)
     serve(models, options.port, ready, runs=runs, host=options.host, token=options.token)
 
 
 def _default_models(options: Any) -> list[str]:
-    """Which models to serve where none was named: all that ship, `mnist` first."""
+    """Which models to serve where none was named: all that ship, `mnist` first; with --data only `mnist`."""
     from draw.checkpoint import shipped
 
     if options.runs:
@@ -352,16 +348,29 @@ def _default_models(options: Any) -> list[str]:
     return ["mnist"] if "source" in options else sorted(shipped(), key=lambda name: name != "mnist")
 
 
-def _packed(options: Any) -> "tuple[dict[str, Any], bytes]":
-    """The model, and what the page shows beside it, as the studio takes it."""
+def _names(models: list[str]) -> dict[str, str]:
+    """MODEL arguments by the names on a page: of a path its last part, but where two have the same it is all of it.
+
+    Raises:
+        UserError: If one is given twice.
+    """
+    last = [Path(model).resolve().name for model in models]
+    names = {model if last.count(name) > 1 else name: model for name, model in zip(last, models, strict=True)}
+    if len(names) < len(models):
+        twice = next(model for model in models if models.count(model) > 1)
+        raise UserError(f"cannot serve {twice!r} beside itself")
+    return names
+
+
+def _packed(options: Any, name: str) -> "tuple[dict[str, Any], bytes]":
+    """The model, and what the page shows beside it, as the studio takes it; `name` is what the page calls it."""
     from draw import export
     from draw.results import card, is_shipped
 
     checkpoint, model = _load_model(options)
     examples, labels, binarization = _examples(checkpoint, options)
-    # A page is shared: of a path only its last part goes into it.
     about = {
-        "name": Path(options.model).resolve().name,
+        "name": name,
         "data": Path(checkpoint.config.data.source).name,
         "binary": binarization != "none",
         "bound_nats": checkpoint.info.get("bound_nats"),

@@ -67,9 +67,10 @@ def latents_in_use(kl_per_latent_nats: list[float]) -> int:
 
 def again(was: "Evaluation", now: "Evaluation", same: bool) -> str:
     """A recorded measurement, and the one made to check it."""
+    within = "its error" if now.images == was.images else "twice the error of the difference"
     return (
         f"recorded  {bound(was)} nats\nmeasured  {bound(now)} nats, {now.images:,} {now.split} images, "
-        f"{now.samples} samples each, {now.seconds:.0f} seconds\n{'' if same else 'NOT '}the same within its error"
+        f"{now.samples} samples each, {now.seconds:.0f} seconds\n{'' if same else 'NOT '}the same within {within}"
     )
 
 

@@ -65,7 +65,7 @@ function shared({ manifest, buffer, worker }) {
 
 function describe({ size, about, channels, steps, read_n, write_n }) {
   const facts = [
-    ...new Set([$("model").hidden && about.name, about.data]), `${size.width} × ${size.height}${channels === 3 ? " RGB" : ""}`, `${steps} glimpses`,
+    ...new Set([$("models").hidden && about.name, about.data]), `${size.width} × ${size.height}${channels === 3 ? " RGB" : ""}`, `${steps} glimpses`,
     read_n === null ? "reads the whole image" : `reads ${read_n} × ${read_n}`,
     write_n === null ? "writes the whole canvas" : `writes ${write_n} × ${write_n}`,
     `${(about.parameters / 1e6).toPrecision(2)} M weights`,
@@ -79,17 +79,17 @@ function describe({ size, about, channels, steps, read_n, write_n }) {
   document.body.classList.toggle("rgb", channels === 3); // signed RGB is shown around grey, not in two colours
 }
 
-/** The other models of the server, each a page of its own, which opens on the same tab. */
-function chooser(models, here, { state, limits }) {
-  const select = $("model");
-  select.replaceChildren(...Object.keys(models).map((name) => new Option(name)));
-  select.value = here;
-  select.hidden = false;
-  addEventListener("pageshow", () => (select.value = here)); // a page that one comes back to
-  select.addEventListener("change", () => {
-    const { tab } = state, fragment = toHash({ ...fromHash("", limits), tab }, limits);
-    location.assign(models[select.value] + fragment);
-  });
+/** Links to the models of the server, each of which has a page of its own; it opens on the same tab. */
+function links(models, here, { state, limits }) {
+  $("models").hidden = false;
+  $("models").replaceChildren(...models.map(([name, home]) => {
+    const link = document.createElement("a");
+    link.textContent = name;
+    link.href = home;
+    if (name === here) link.setAttribute("aria-current", "page");
+    link.addEventListener("click", () => (link.href = home + toHash({ ...fromHash("", limits), tab: state.tab }, limits)));
+    return link;
+  }));
 }
 
 /** The tabs that compute with the model, and the worker that does it for them. */
@@ -97,7 +97,7 @@ function modelTabs(loaded, page) {
   const { worker } = page;
   worker.onerror = (event) => fail(`The model could not be computed: ${event.message ?? "the worker did not start"}. Load the page again.`);
   worker.postMessage({ load: { manifest: loaded.manifest, buffer: loaded.buffer } }, [loaded.buffer]);
-  if (loaded.manifest.models) chooser(loaded.manifest.models, page.about.name, page);
+  if (loaded.manifest.models) links(loaded.manifest.models, page.about.name, page);
   describe(page);
   const tabs = { watch: watchTab(page), show: readingTab(page) };
   worker.onmessage = ({ data }) => {
