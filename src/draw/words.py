@@ -108,7 +108,7 @@ def paper(rows: "Iterable[Result]") -> str:
         here = bound(ours[name].test) if name in ours else "not trained"
         lines.append(f"{f'{name}: {title}':<60}{reported:>7}{here:>15}")
     if others:
-        lines += ["", "Other images, of which the paper gives no number; all test images, nats per image"]
+        lines += ["", "Other images, of which the paper gives no number; test images, nats per image"]
         for name, row in others.items():
             lines.append(f"{f'{name}: {row.title}':<67}{bound(row.test):>15}")
             if row.test.above_entropy_nats is not None:
