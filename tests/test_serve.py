@@ -384,8 +384,13 @@ def test_no_two_models_have_one_address():
 
 
 def test_without_a_name_all_that_ship_are_served(monkeypatch):
-    served = []
-    monkeypatch.setattr(serve, "serve", lambda models, *_, **__: served.append(list(models)))
+    served = {}
+    monkeypatch.setattr(serve, "serve", lambda models, *_, **__: served.update(models))
+    monkeypatch.setenv("DRAW_DATA", "/no/such/folder")
     cli.main(["serve"])
-    assert served[0][0] == "mnist"
-    assert sorted(served[0]) == checkpoint.shipped()
+    assert next(iter(served)) == "mnist"
+    assert sorted(served) == checkpoint.shipped()
+    for manifest, _ in served.values():
+        assert manifest["examples"]["count"] == 10
+        assert ("percentiles_nats" in manifest["about"]) == manifest["about"]["binary"]
+    assert not served["cifar10"][0]["about"]["binary"]

@@ -78,8 +78,8 @@ PRESETS = {
         data=DataConfig(source="two-digit-mnist"),
         train=TrainConfig(batch_size=200, iterations=15_300, learning_rate=1.2e-3, fall_from=0.3, weight_decay=0.1),
     ),
-    # Table 3, CIFAR-10, 27 epochs: 105 minutes of a core with a matrix unit, in bfloat16. The targets are RGB intensities:
-    # the loss is no code length; about 137 nats above their own entropy.
+    # Table 3, CIFAR-10, 27 epochs: 105 minutes of a core with a matrix unit, in bfloat16. The targets are RGB
+    # intensities: the loss is no code length; about 137 nats above their own entropy.
     "cifar10": RunConfig(
         model=ModelConfig(32, 32, 3, steps=64, enc_size=400, dec_size=400, z_size=200, read_n=5, write_n=5),
         data=DataConfig(source="cifar10", binarization="none"),

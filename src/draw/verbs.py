@@ -378,7 +378,9 @@ def _packed(options: Any, name: str) -> "tuple[dict[str, Any], bytes]":
     latents = None
     if is_shipped(checkpoint):
         known = card(checkpoint.path.name)[1]
-        about["percentiles_nats"], latents = known.one_sample.percentiles_nats, known.telling_latents
+        latents = known.telling_latents
+        if about["binary"]:  # of intensities the bound is mostly their own entropy, and ranks images by that
+            about["percentiles_nats"] = known.one_sample.percentiles_nats
     return export.pack(model, about=about, examples=examples, labels=labels, latents=latents)
 
 
@@ -390,11 +392,11 @@ def _examples(checkpoint: "Checkpoint", options: Any) -> "tuple[Tensor | None, l
     from draw.results import chosen_examples, examples, is_shipped
 
     source, asked = checkpoint.config.data.source, checkpoint.config.data.binarization
+    if is_shipped(checkpoint) and not _given(options, DataConfig):  # they lie beside it
+        shown, labels = examples(checkpoint)
+        return shown, labels, asked
     try:
         if "source" not in options and not _has_data(checkpoint, options):
-            if is_shipped(checkpoint):
-                shown, labels = examples(checkpoint)
-                return shown, labels, asked
             raise UserError(f"the data set {source} is not here")
         data = _data_for(checkpoint, options)
     except (UserError, OSError) as error:
