@@ -36,6 +36,11 @@ def two(tmp_path_factory):
         config = small_config().replace(iterations=iterations)
         for _ in train(config, folder / name, data=data_set(), device="cpu"):
             pass
+        # As if each step had taken a second, however busy this machine was: the second run is the longer one.
+        log = folder / name / "metrics.jsonl"
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        paced = [record | ({"seconds": float(record["step"])} if "seconds" in record else {}) for record in records]
+        log.write_text("".join(json.dumps(record) + "\n" for record in paced))
     return folder
 
 
