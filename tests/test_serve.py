@@ -377,8 +377,8 @@ def test_a_model_named_twice_is_one_line(place, capsys):  # noqa: F811
 
 
 def test_no_two_models_have_one_address():
-    homes = serve._homes(dict.fromkeys(["a", "a b", "a.b", "数字", "模型", "a-b-3"], ({}, b"")))
-    assert len(set(homes.values())) == 6
+    homes = serve._homes(dict.fromkeys(["a", "a b", "a-b-4", "a.b", "数字", "模型", "a-b-", "a-b--"], ({}, b"")))
+    assert len(set(homes.values())) == 8
     assert homes["a"] == "/"
     assert all(re.fullmatch(r"/|/models/[A-Za-z0-9_-]+/", home) for home in homes.values())
 

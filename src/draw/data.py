@@ -65,12 +65,10 @@ class DataSet:
 
     def to(self, device: torch.device | str) -> "DataSet":
         """The same set on a device, still 8 bits a pixel; packed images stay on disk."""
-        images = {split: tensor.to(device) for split, tensor in self.images.items()}
+        whole = None if self.whole is None else self.whole.to(device)
+        views = {} if whole is None else {"train": middle(whole, self.shape[1:])}  # of the whole ones, there too
+        images = {split: views[split] if split in views else tensor.to(device) for split, tensor in self.images.items()}
         labels = {split: tensor.to(device) for split, tensor in self.labels.items()}
-        whole = None
-        if self.whole is not None:
-            whole = self.whole.to(device)
-            images["train"] = middle(whole, self.shape[1:])  # a view of it here too
         return dataclasses.replace(self, images=images, labels=labels, whole=whole)
 
 

@@ -113,8 +113,8 @@ def _homes(models: Mapping[str, Packed]) -> dict[str, str]:
     for name in models:
         plain = re.sub("[^A-Za-z0-9_-]", "-", name)
         home = f"/models/{plain}/" if homes else "/"
-        if home in homes.values():
-            home = f"/models/{plain}-{len(homes) + 1}/"
+        while home in homes.values():
+            home = f"{home[:-1]}-/"
         homes[name] = home
     return homes
 
