@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import statistics
 
 import pytest
 import torch
@@ -168,6 +169,16 @@ def test_the_same_seed_measures_the_same(model, data):
     one, two, other = (evaluate(model, data, EvalConfig(seed=seed)).bound_nats for seed in (1, 1, 2))
     assert one == two
     assert one != other
+
+
+def test_the_error_over_samples_is_what_other_noise_changes(model, data):
+    bounds, errors = [], []
+    for seed in range(200):
+        measured = evaluate(model, data, EvalConfig(seed=seed, samples=4))
+        bounds.append(measured.bound_nats)
+        errors.append(measured.bound_sampling_se)
+    assert torch.tensor(bounds).std().item() == pytest.approx(statistics.mean(errors), rel=0.2)  # 4 times its own error
+    assert evaluate(model, data).bound_sampling_se is None  # of one sample nothing is known
 
 
 def test_a_subset_is_spread_over_the_split():  # trap: the fixed test file is sorted by class

@@ -44,6 +44,8 @@ class Evaluation:
     kl_per_latent_nats: list[float] = field(default_factory=list)  # over all glimpses; empty in records older than it
     above_entropy_nats: float | None = None  # of intensities as targets: bound - their own entropy, the least L^x
     above_entropy_se: float | None = None
+    # The bound's standard error over its samples, the images the same: what other noise would change. None of one.
+    bound_sampling_se: float | None = None
 
 
 def spread(total: int, count: int) -> Int[Tensor, " m"]:
@@ -101,9 +103,9 @@ def evaluate(
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     weighted = config.importance_samples > 0
     grey = data.binarization == "none" and isinstance(model.likelihood, Bernoulli)
-    # Bound, L^x, L^z, KL per glimpse and per latent, the bound above the entropy of intensities, importance-weighted
-    # estimate and effective sample size.
-    widths = [1, 1, 1, model.config.steps, model.config.z_size, int(grey), int(weighted), int(weighted)]
+    # Bound, L^x, L^z, KL per glimpse and per latent, the bound's squared error over its samples, the bound above the
+    # entropy of intensities, importance-weighted estimate and effective sample size.
+    widths = [1, 1, 1, model.config.steps, model.config.z_size, 1, int(grey), int(weighted), int(weighted)]
     table = torch.zeros(len(chosen), sum(widths), dtype=torch.float64)
     # Block by block in turn: what a block's numbers are depends on its first image, not on who computes them.
     for first in range(world.rank * per_pass, len(chosen), world.size * per_pass):
@@ -127,7 +129,8 @@ def evaluate(
         )
     several = len(table) > 1
     error = table.std(0) / math.sqrt(len(table)) if several else mean
-    bound, loss_x, loss_z, per_glimpse, per_latent, above, iw, _ = (part.tolist() for part in mean.split(widths))
+    means = (part.tolist() for part in mean.split(widths))
+    bound, loss_x, loss_z, per_glimpse, per_latent, sampling, above, iw, _ = means
     bound_se, *_, above_se, iw_se, _ = (part.tolist() for part in error.split(widths))
     return Evaluation(
         bound_nats=bound[0],
@@ -149,6 +152,7 @@ def evaluate(
         kl_per_latent_nats=per_latent,
         above_entropy_nats=above[0] if grey else None,
         above_entropy_se=above_se[0] if grey and several else None,
+        bound_sampling_se=math.sqrt(sampling[0] / len(table)) if config.samples > 1 else None,
     )
 
 
@@ -161,8 +165,8 @@ def _passes(samples: int, images: int, batch_size: int) -> list[int]:
 def _bound_of(
     model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
 ) -> Float[Tensor, "b k"]:
-    """Bound, L^x, L^z, KL per glimpse and per latent of each image, averaged over its samples."""
-    rows = []
+    """Of each image: bound, L^x, L^z, KL per glimpse and per latent, means over samples; squared error of the first."""
+    rows, bounds = [], []
     for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
         drawing = model(model.noise(len(many), config.seed, "bound", first, index), many, unroll=unroll)
@@ -170,7 +174,9 @@ def _bound_of(
         per_latent = kl_per_latent(drawing.latent.q, drawing.latent.p).sum(0)  # over glimpses
         row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT, per_latent], dim=1)
         rows.append(row.unflatten(0, (s, len(x))).sum(0))
-    return torch.stack(rows).sum(0) / config.samples
+        bounds.append(parts.bound.unflatten(0, (s, len(x))))
+    spread_out = torch.cat(bounds).var(0, correction=min(1, config.samples - 1)) / config.samples
+    return torch.cat([torch.stack(rows).sum(0) / config.samples, spread_out[:, None]], dim=1)
 
 
 def _importance_weighted(

@@ -65,12 +65,13 @@ def latents_in_use(kl_per_latent_nats: list[float]) -> int:
     return len(carrying_latents(torch.tensor(kl_per_latent_nats, dtype=torch.float64)))
 
 
-def again(was: "Evaluation", now: "Evaluation", same: bool) -> str:
-    """A recorded measurement, and the one made to check it."""
-    within = "its error" if now.images == was.images else "twice the error of the difference"
+def again(was: "Evaluation", now: "Evaluation", same: bool, error: float) -> str:
+    """A recorded measurement, and the one made to check it; they may differ by `error` nats."""
+    because = "the noise of the latents" if now.images == was.images else "the choice of the images"
     return (
         f"recorded  {bound(was)} nats\nmeasured  {bound(now)} nats, {now.images:,} {now.split} images, "
-        f"{now.samples} samples each, {now.seconds:.0f} seconds\n{'' if same else 'NOT '}the same within {within}"
+        f"{now.samples} samples each, {now.seconds:.0f} seconds\n"
+        f"{'' if same else 'NOT '}the same within {error:.2g} nats, what {because} may change"
     )
 
 
