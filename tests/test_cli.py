@@ -99,6 +99,47 @@ def test_train_resumes_and_tells_how_it_ended(place, tmp_path, capsys):
     assert "finished" in captured.err
 
 
+def test_how_to_go_on_says_where_the_data_are(place, tmp_path, capsys):
+    arguments = ["train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL, "--device", "cpu"]
+    assert cli.main([str(a) for a in [*arguments, "--minutes", "0.001", "--data-dir", tmp_path / "my data"]]) == 0
+    assert f"--resume --out {tmp_path / 'r'} --data-dir '{tmp_path / 'my data'}'\n" in capsys.readouterr().err
+
+
+def test_measuring_on_images_that_have_changed_says_so(place, tmp_path, capsys):
+    with np.load(place / "small.npz") as file:
+        images = {name: file[name] for name in file.files}
+    np.savez(tmp_path / "mine.npz", **images)
+    train = ["train", "demo", "--data", tmp_path / "mine.npz", "--out", tmp_path / "r", *SMALL, "--device", "cpu"]
+    assert cli.main([str(a) for a in train]) == 0
+    for changed in (False, True):
+        if changed:
+            np.savez(tmp_path / "mine.npz", **{name: x[::-1] for name, x in images.items()})
+        capsys.readouterr()
+        assert cli.main(["evaluate", str(tmp_path / "r")]) == 0
+        assert ("are not those that the model was trained on" in capsys.readouterr().err) == changed
+
+
+def test_a_pack_takes_the_place_of_the_resized_folder_that_it_was_made_of(draw, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        Image.new("L", (9, 9), 12 * i).save(tmp_path / "photos" / f"{i:02}.png")
+    source, pack, out = f"folder:{tmp_path / 'photos'}", tmp_path / "pack", tmp_path / "r"
+    draw("data", "pack", source, "--size", "8x6", "--out", pack)
+    draw("train", "demo", "--data", source, "--size", "8x6", "--out", out, *SMALL, "--iterations", "4")
+    measured = [draw("evaluate", out, *more) for more in ([], ["--data", f"packed:{pack}"])]
+    assert measured[0].splitlines()[0] == measured[1].splitlines()[0]
+    draw("train", "--resume", "--out", out, "--data", f"packed:{pack}", "--iterations", "6")
+    assert checkpoint.find(out).config.data.source == f"packed:{pack}"
+
+
+def test_what_a_terminal_cannot_show_is_escaped(place, tmp_path):
+    out = tmp_path / "ünï.png"
+    command = [sys.executable, "-m", "draw", "sample", str(place / "run"), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
+    assert b"\\xfcn\\xef.png" in done.stdout
+    assert out.exists()
+
+
 def test_epochs_are_turned_into_iterations(draw, place, tmp_path):
     arguments = ["train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL]
     draw(*arguments, "--epochs", "1.5", "--json")

@@ -516,8 +516,23 @@ def test_pictures_outside_the_splits_are_noted(folder):
 
 
 def test_without_a_train_folder_all_pictures_are_one_split(folder):
-    images = pictures.read_folder(folder({"test/x.png": (4, 4), "other/x.png": (4, 4)})).images
-    assert {split: len(x) for split, x in images.items()} == {"train": 2}
+    images = pictures.read_folder(folder({"a/x.png": (4, 4), "b/x.png": (4, 4), "x.png": (4, 4)})).images
+    assert {split: len(x) for split, x in images.items()} == {"train": 3}
+
+
+@pytest.mark.parametrize("name", ["test", "Test", "VAL"])
+def test_a_split_without_a_train_folder_is_not_trained_on(folder, name):
+    with pytest.raises(UserError, match=f"has a folder {name} and none named train: name the folders"):
+        pictures.read_folder(folder({f"{name}/x.png": (4, 4), "x.png": (4, 4)}))
+
+
+def test_linked_folders_are_read_once_and_a_link_back_is_not_followed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("L", (4, 4), 7).save(elsewhere / "far.png")
+    root = folder({"near/x.png": (4, 4)})
+    (root / "more").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "back").symlink_to(root, target_is_directory=True)
+    assert len(pictures.read_folder(root).images["train"]) == 2
 
 
 def test_a_folder_is_grey_if_all_its_pictures_are(folder):

@@ -1,5 +1,7 @@
 """What is said of a run while it trains."""
 
+import dataclasses
+
 import pytest
 
 from draw.config import TrainConfig
@@ -40,6 +42,19 @@ def test_another_is_set_beside_the_best(told):
 
 def test_without_a_best_one_in_this_call_nothing_is_said(told):
     assert told(validated(10, 90.0)).endswith("±0.50")
+
+
+def test_a_resumed_run_is_set_beside_the_best_one_before_it(capsys):
+    log = [trained(10, 91.0), validated(10, 90.0, best=True), trained(20, 89.0), validated(20, 90.5)]
+    records = [{"kind": "run"}, *(dataclasses.asdict(record) for record in log)]
+    with TrainingProgress(TrainConfig(), None, 20, 1.0, records) as progress:
+        progress.show(trained(30, 150.0))
+        progress.show(validated(30, 120.0))
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("(best 90.00, step 10; the run has broken down: try a lower --learning-rate)")
+    )
 
 
 def test_a_run_that_has_broken_down_is_told_what_to_try(told):

@@ -109,7 +109,8 @@ def save(
         unfinished.rename(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise UserError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
+        kept = "; the checkpoint before it is kept" if newest(path.parent.parent) else ""
+        raise UserError(f"cannot write {path}: {error}{kept}") from error
     _flush(path.parent)
 
     kind = path.name.partition("-")[0]

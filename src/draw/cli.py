@@ -5,6 +5,7 @@ PyTorch is imported by the verbs that need it, so that help is instant.
 
 import argparse
 import dataclasses
+import io
 import math
 import os
 import re
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     # the way of those they wait for, and a step takes ten times as long. Read when PyTorch is loaded, hence here.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what a terminal cannot show, as on stderr
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest:

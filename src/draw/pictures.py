@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,12 +159,16 @@ def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     """The picture files of each split, and a note on those that are in none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
-    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    inside = [path for path in inside if not any(part.startswith((".", "__MACOSX")) for part in path.parts)]
-    paths = [folder / path for path in inside if (folder / path).is_file()]
+    paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UserError(f"{folder} holds no images (PNG, JPEG, WebP, BMP or GIF)")
     if not (folder / "train").is_dir():
+        first = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
+        if named := sorted(name for name in first if name.lower() in SPLITS):
+            raise UserError(
+                f"{folder} has a folder {named[0]} and none named train: name the folders train, valid and test, or "
+                f"rename {named[0]} if it is no split"
+            )
         return {"train": paths}, ()
     splits: dict[str, list[Path]] = {"train": []}
     outside = 0
@@ -177,6 +182,24 @@ def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
         raise UserError(f"{folder / 'train'} holds no images (PNG, JPEG, WebP, BMP or GIF)")
     note = (f"left out {outside} images outside the folders {', '.join(splits)}",) if outside else ()
     return splits, note
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files below a folder and below what it links to, each folder once; not hidden ones."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {_reason(error)}") from error
+
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        names = (name for name in files if not name.startswith((".", "__MACOSX")))
+        yield from (path for path in (Path(place) / name for name in names) if path.is_file())
 
 
 def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np.uint8]:

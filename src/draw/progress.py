@@ -1,5 +1,6 @@
 """What a terminal shows of a training run: one live line with a bar, or plain lines where there is no terminal."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,14 +20,27 @@ class TrainingProgress:
         minutes: The call's own limit, if any.
         step: Steps taken before this call.
         seconds: Of training before this call.
+        earlier: The records of the run's log until then, of which the best validation is kept in mind.
     """
 
-    def __init__(self, config: TrainConfig, minutes: float | None, step: int, seconds: float) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        minutes: float | None,
+        step: int,
+        seconds: float,
+        earlier: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
         self.config, self.minutes, self.begun = config, minutes, seconds
         self.console = Console(stderr=True)
         self.valid = ""
-        self.trained: Metrics | None = None
-        self.best: tuple[Validation, Metrics | None] | None = None  # of this call, and what was logged before it
+        self.trained: float | None = None  # the bound of the last training batches, nats
+        self.best: tuple[float, int, float | None] | None = None  # its bound and step, and `trained` at that time
+        for record in earlier:
+            if record["kind"] == "train":
+                self.trained = record["bound_nats"]
+            elif record["kind"] == "valid" and record["best"]:
+                self.best = record["bound_nats"], record["step"], self.trained
         self.live = Progress(
             TextColumn("{task.fields[step]}"),
             BarColumn(bar_width=None),
@@ -62,7 +76,7 @@ class TrainingProgress:
             error = "" if record.bound_se is None else f", ±{record.bound_se:.2f}"
             self._line(f"step {record.step:,}: validation bound {parts}{error}{self._beside_best(record)}")
             return
-        self.trained = record
+        self.trained = record.bound_nats
         rate = f"{record.images_per_second:.0f} images/s · gradient {record.grad_norm:.0f}"
         if self.console.is_terminal:
             text = f"{parts}{self.valid} · {rate}"
@@ -77,14 +91,15 @@ class TrainingProgress:
     def _beside_best(self, record: Validation) -> str:
         """A validation beside the best one; where training images are far worse than then too, it is no overfitting."""
         if record.best:
-            self.best = record, self.trained
+            self.best = record.bound_nats, record.step, self.trained
             return " (best so far)"
         if not self.best:
             return ""
-        best, trained = self.best
-        far = all(a and b and a.bound_nats > 1.1 * b.bound_nats for a, b in ((record, best), (self.trained, trained)))
+        best, step, trained = self.best
+        pairs = ((record.bound_nats, best), (self.trained, trained))
+        far = all(now is not None and then is not None and now > 1.1 * then for now, then in pairs)
         hint = "; the run has broken down: try a lower --learning-rate" if far else ""
-        return f" (best {best.bound_nats:.2f}, step {best.step:,}{hint})"
+        return f" (best {best:.2f}, step {step:,}{hint})"
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

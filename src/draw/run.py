@@ -520,7 +520,7 @@ def to_go_on_from(out: Path, resume: bool) -> checkpoint.Checkpoint | None:
     """
     path = checkpoint.newest(out)
     if resume and path is None:
-        raise UserError(f"{out} holds no checkpoint to resume from")
+        raise UserError(f"{out} holds no checkpoint to resume from: begin anew without --resume, with another --out")
     if not resume and not _made_by_this_job(out):
         require_unused(out)
         return None
@@ -536,7 +536,8 @@ def _same_run(out: Path, was: RunConfig, now: RunConfig) -> None:
     """Check all that decides the numbers but how long and how fast; where the images lie is not compared, they are."""
     for section, names in (("model", None), ("data", None), ("train", FIXED_ON_RESUME)):
         then, asked = to_dict(getattr(was, section)), to_dict(getattr(now, section))
-        then.pop("source", None)
+        for name in ("source", "size", "grey", "skip_bad"):
+            then.pop(name, None)  # how the images came to be here
         for name in names or then:
             if then[name] != asked[name]:
                 raise UserError(f"cannot resume {out} with {name} {asked[name]!r}: it was begun with {then[name]!r}")

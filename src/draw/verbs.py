@@ -69,7 +69,9 @@ def _train(options: Any, world: "World") -> None:
         world=world,
     )  # fmt: skip
     last: Any = None
-    with stop, TrainingProgress(config.train, options.minutes, step, seconds) as progress:
+    log = run.read_log(out) if begun and not world.rank else []
+    earlier = [record for record in log if record.get("step", 0) <= step]
+    with stop, TrainingProgress(config.train, options.minutes, step, seconds, earlier) as progress:
         for last in records:
             progress.show(last)
             step, seconds = last.step, last.seconds
@@ -78,6 +80,8 @@ def _train(options: Any, world: "World") -> None:
         print(f"draw: {out} is finished; train it longer with --iterations or --schedule-minutes", file=sys.stderr)
     else:
         go_on = f"to go on: draw train --resume --out {shlex.quote(str(out))}"
+        if options.data_dir:
+            go_on += f" --data-dir {shlex.quote(str(options.data_dir))}"
         print(f"finished: {out}" if finished else go_on, file=sys.stderr)
     if options.json:
         reached = dataclasses.asdict(last) if last else {"step": step, "seconds": seconds}
@@ -116,11 +120,19 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError(f"give one of {', '.join(lengths)}")
     if "source" in given:
         given["source"] = _absolute(given["source"])
-    if "source" in given and "binarization" not in given:
-        given["binarization"] = "auto"
+    _settings_of(given)
     if "iterations" in given:
         given.setdefault("schedule_minutes", None)
     return config.replace(**given), out, found
+
+
+def _settings_of(given: dict[str, Any]) -> None:
+    """With another data set go its own settings, not those of the one that it takes the place of."""
+    if "source" in given:
+        given.setdefault("binarization", "auto")
+        if not given["source"].startswith("folder:"):
+            given.setdefault("size", None)
+            given.setdefault("grey", False)
 
 
 def _absolute(source: str) -> str:
@@ -675,13 +687,18 @@ def _has_data(checkpoint: "Checkpoint", options: Any) -> bool:
 def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
     """The data set that the command line names, else the one the model was trained on."""
     given = _given(options, DataConfig)
-    if "source" in given:
-        given.setdefault("binarization", "auto")
+    _settings_of(given)
     from draw.evaluation import require_shape
 
     config = dataclasses.replace(checkpoint.config.data, **given)
     data = _load(config, options)
     require_shape(data, checkpoint.config.model)
+    if "source" not in given and checkpoint.info.get("images_sha256", data.images_sha256) != data.images_sha256:
+        print(
+            f"draw: the training images of {data.name} are not those that the model was trained on: they or their "
+            "settings have changed since, and what is held out of them now may hold some of those",
+            file=sys.stderr,
+        )
     return data
 
 

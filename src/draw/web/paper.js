@@ -109,7 +109,7 @@ export function paper(canvas, { channels, height, width }, { binary, blank, tool
       const source = await createImageBitmap(blob);
       const scale = Math.max(width / source.width, height / source.height);
       context.imageSmoothingQuality = "high";
-      context.fillStyle = "#fff";
+      context.fillStyle = channels === 3 ? "#000" : "#fff"; // behind what is transparent: as in training, or paper
       context.fillRect(0, 0, width, height);
       const [w, h] = [source.width * scale, source.height * scale];
       context.drawImage(source, (width - w) / 2, (height - h) / 2, w, h);
