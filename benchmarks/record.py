@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.ship:
             card = Card(
                 data=f"{data.name}: {len(data.images['train']):,} training images, binarization {data.binarization}, "
-                f"SHA-256 of all images {data.images_sha256}",
+                f"SHA-256 of the training images {data.images_sha256}",
                 licence=options.licence or LICENCE,
                 limits=[*(options.limit or LIMITS), *([options.note] if options.note else [])],
                 float32_bound_nats=measured(exact, split="test").bound_nats,

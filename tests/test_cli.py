@@ -127,7 +127,7 @@ def test_a_pack_takes_the_place_of_the_resized_folder_that_it_was_made_of(draw, 
     draw("data", "pack", source, "--size", "8x6", "--out", pack)
     draw("train", "demo", "--data", source, "--size", "8x6", "--out", out, *SMALL, "--iterations", "4")
     measured = [draw("evaluate", out, *more) for more in ([], ["--data", f"packed:{pack}"])]
-    assert measured[0].splitlines()[0] == measured[1].splitlines()[0]
+    assert measured[0].splitlines()[1:4] == measured[1].splitlines()[1:4]
     draw("train", "--resume", "--out", out, "--data", f"packed:{pack}", "--iterations", "6")
     assert checkpoint.find(out).config.data.source == f"packed:{pack}"
 
