@@ -140,6 +140,13 @@ def test_what_a_terminal_cannot_show_is_escaped(place, tmp_path):
     assert out.exists()
 
 
+def test_a_run_without_its_log_can_go_on(draw, place, tmp_path):
+    draw("train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL, "--iterations", "4")
+    (tmp_path / "r" / "metrics.jsonl").unlink()
+    draw("train", "--resume", "--out", tmp_path / "r", "--iterations", "6")
+    assert run.read_log(tmp_path / "r")[-1]["step"] == 6
+
+
 def test_epochs_are_turned_into_iterations(draw, place, tmp_path):
     arguments = ["train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", *SMALL]
     draw(*arguments, "--epochs", "1.5", "--json")

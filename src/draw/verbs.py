@@ -69,8 +69,8 @@ def _train(options: Any, world: "World") -> None:
         world=world,
     )  # fmt: skip
     last: Any = None
-    log = run.read_log(out) if begun and not world.rank else []
-    earlier = [record for record in log if record.get("step", 0) <= step]
+    logged = world.main(lambda: run.read_log(out) if begun and (out / "metrics.jsonl").exists() else [])
+    earlier = [record for record in logged if record.get("step", 0) <= step]
     with stop, TrainingProgress(config.train, options.minutes, step, seconds, earlier) as progress:
         for last in records:
             progress.show(last)
@@ -693,7 +693,8 @@ def _data_for(checkpoint: "Checkpoint", options: Any) -> "DataSet":
     config = dataclasses.replace(checkpoint.config.data, **given)
     data = _load(config, options)
     require_shape(data, checkpoint.config.model)
-    if "source" not in given and checkpoint.info.get("images_sha256", data.images_sha256) != data.images_sha256:
+    trained_on = checkpoint.info.get("images_sha256")
+    if "source" not in given and trained_on and trained_on != data.images_sha256:
         print(
             f"draw: the training images of {data.name} are not those that the model was trained on: they or their "
             "settings have changed since, and what is held out of them now may hold some of those",
