@@ -66,8 +66,9 @@ class DataSet:
     def to(self, device: torch.device | str) -> "DataSet":
         """The same set on a device, still 8 bits a pixel; packed images stay on disk."""
         whole = None if self.whole is None else self.whole.to(device)
-        views = {} if whole is None else {"train": middle(whole, self.shape[1:])}  # of the whole ones, there too
-        images = {split: views[split] if split in views else tensor.to(device) for split, tensor in self.images.items()}
+        images = {split: x.to(device) for split, x in self.images.items() if whole is None or split != "train"}
+        if whole is not None:
+            images["train"] = middle(whole, self.shape[1:])  # a view of it here too
         labels = {split: tensor.to(device) for split, tensor in self.labels.items()}
         return dataclasses.replace(self, images=images, labels=labels, whole=whole)
 

@@ -166,17 +166,17 @@ def _bound_of(
     model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
 ) -> Float[Tensor, "b k"]:
     """Of each image: bound, L^x, L^z, KL per glimpse and per latent, means over samples; squared error of the first."""
-    rows, bounds = [], []
+    passes = []
     for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
         drawing = model(model.noise(len(many), config.seed, "bound", first, index), many, unroll=unroll)
         parts = losses(many, drawing, model.likelihood)
         per_latent = kl_per_latent(drawing.latent.q, drawing.latent.p).sum(0)  # over glimpses
         row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT, per_latent], dim=1)
-        rows.append(row.unflatten(0, (s, len(x))).sum(0))
-        bounds.append(parts.bound.unflatten(0, (s, len(x))))
-    spread_out = torch.cat(bounds).var(0, correction=min(1, config.samples - 1)) / config.samples
-    return torch.cat([torch.stack(rows).sum(0) / config.samples, spread_out[:, None]], dim=1)
+        passes.append(row.unflatten(0, (s, len(x))))
+    rows = torch.cat(passes)  # sample, image, number
+    squared_error = rows[..., :1].var(0, correction=min(1, config.samples - 1)) / config.samples
+    return torch.cat([rows.sum(0) / config.samples, squared_error], dim=1)
 
 
 def _importance_weighted(

@@ -22,6 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 LARGEST_SIDE = 4096  # pixels of a picture that is taken as it is
 LARGEST_FOLDER = 8 << 30  # bytes of all its pixels
+_HIDDEN = (".", "__MACOSX")  # what such names begin with
 _LISTED = 10  # file names in a message
 ONE_IS_WHITE = "no value is above 1: 1 is taken as white"
 
@@ -197,9 +198,9 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        names = (name for name in files if not name.startswith((".", "__MACOSX")))
-        yield from (path for path in (Path(place) / name for name in names) if path.is_file())
+        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+        paths = (Path(place) / name for name in files if not name.startswith(_HIDDEN))
+        yield from (path for path in paths if path.is_file())
 
 
 def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np.uint8]:

@@ -386,8 +386,7 @@ class _Log:
         if resumed is None:
             lines.append({"kind": "run", "config": to_dict(config)} | here)
         else:  # what an interrupted run logged after its last checkpoint will be logged again
-            logged = read_log(self.path.parent) if self.path.exists() else []
-            lines += [record for record in logged if record.get("step", 0) <= resumed]
+            lines += logged_until(self.path.parent, resumed)
             lines.append({"kind": "resume", "step": resumed, "train": to_dict(config.train)} | here)
         checkpoint.write_json(self.path.with_name("config.json"), to_dict(config))
         checkpoint.write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
@@ -473,6 +472,12 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         if line.endswith(b"\n"):
             records.append(read_record(line, f"{path}, line {number},"))
     return records
+
+
+def logged_until(run: Path, step: int) -> list[dict[str, Any]]:
+    """The records of a run's log as it was at a step; none if the log is gone."""
+    logged = read_log(run) if (run / "metrics.jsonl").exists() else []
+    return [record for record in logged if record.get("step", 0) <= step]
 
 
 def read_record(line: bytes, where: str) -> dict[str, Any]:

@@ -69,8 +69,7 @@ def _train(options: Any, world: "World") -> None:
         world=world,
     )  # fmt: skip
     last: Any = None
-    logged = world.main(lambda: run.read_log(out) if begun and (out / "metrics.jsonl").exists() else [])
-    earlier = [record for record in logged if record.get("step", 0) <= step]
+    earlier = world.main(lambda: run.logged_until(out, step) if begun else [])
     with stop, TrainingProgress(config.train, options.minutes, step, seconds, earlier) as progress:
         for last in records:
             progress.show(last)
