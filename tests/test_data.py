@@ -502,6 +502,15 @@ def test_hidden_and_foreign_files_are_left_out(folder):
     assert len(pictures.read_folder(root).images["train"]) == 1
 
 
+def test_files_of_other_kinds_are_noted(folder, tmp_path):
+    found = pictures.read_folder(folder({"x.png": (4, 4), "y.TIF": b"x", "a/z.tif": b"x", "NOTES": b"x"}))
+    assert found.notes == ("left out 3 files of other kinds (.tif, NOTES)",)
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x.svg").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"holds no images .*, only 1 file of other kinds \(\.svg\)$"):
+        pictures.read_folder(tmp_path / "only")
+
+
 @pytest.mark.parametrize("name", ["valid", "val", "validation"])
 def test_folders_named_as_splits_are_the_splits(folder, name):
     files = {"train/a/1.png": (4, 4), "train/b/2.png": (4, 4), f"{name}/1.png": (4, 4)}

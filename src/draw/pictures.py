@@ -157,12 +157,17 @@ def _readable(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[n
 
 
 def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
-    """The picture files of each split, and a note on those that are in none."""
+    """The picture files of each split, and notes on those that are in none and on other files."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder" if folder.exists() else f"there is no folder {folder}")
-    paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
+    files = list(_files(folder))
+    paths = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    others = sorted({path.suffix.lower() or path.name for path in files} - {*SUFFIXES})
+    n = len(files) - len(paths)
+    other = f"{n} {'file' if n == 1 else 'files'} of other kinds ({', '.join(others[:_LISTED])})"
     if not paths:
-        raise UserError(f"{folder} holds no images (PNG, JPEG, WebP, BMP or GIF)")
+        raise UserError(f"{folder} holds no images (PNG, JPEG, WebP, BMP or GIF)" + (f", only {other}" if n else ""))
+    notes = (f"left out {other}",) if n else ()
     if not (folder / "train").is_dir():
         first = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
         if named := sorted(name for name in first if name.lower() in SPLITS):
@@ -170,7 +175,7 @@ def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
                 f"{folder} has a folder {named[0]} and none named train: name the folders train, valid and test, or "
                 f"rename {named[0]} if it is no split"
             )
-        return {"train": paths}, ()
+        return {"train": paths}, notes
     splits: dict[str, list[Path]] = {"train": []}
     outside = 0
     for path in paths:
@@ -181,8 +186,9 @@ def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
             splits.setdefault(split, []).append(path)
     if not splits["train"]:
         raise UserError(f"{folder / 'train'} holds no images (PNG, JPEG, WebP, BMP or GIF)")
-    note = (f"left out {outside} images outside the folders {', '.join(splits)}",) if outside else ()
-    return splits, note
+    if outside:
+        notes = (f"left out {outside} images outside the folders {', '.join(splits)}", *notes)
+    return splits, notes
 
 
 def _files(folder: Path) -> Iterator[Path]:
