@@ -13,7 +13,7 @@ from PIL import Image
 
 from draw import data, pictures
 from draw.config import DataConfig
-from draw.data import batch_indices, intensities, load_data, random_patches
+from draw.data import DataSet, batch_indices, intensities, load_data, random_patches
 from draw.errors import UserError
 from draw.noise import seeded
 
@@ -682,3 +682,27 @@ def test_a_folder_becomes_a_data_set(folder):
     assert found.shape == (3, 4, 4)
     assert found.binarization == "none"
     assert [len(x) for x in found.images.values()] == [8, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("images", "binarization", "message"),
+    [
+        (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "static", r"must be a uint8 tensor .* \(0, 1, 4, 4\)"),
+        (torch.ones(3, 1, 4, 4, dtype=torch.uint8), "static", "no value of the images of mine is above 1"),
+        (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "auto", "binarization must be static, stochastic or none"),
+    ],
+)
+def test_a_set_made_by_hand_is_checked(images, binarization, message):
+    with pytest.raises(UserError, match=message):
+        DataSet("mine", {"train": images}, {}, binarization)
+
+
+def test_the_splits_of_a_set_have_one_size():
+    images = {"train": torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "test": torch.zeros(3, 1, 4, 5, dtype=torch.uint8)}
+    with pytest.raises(UserError, match=r"the test images of mine are \(1, 4, 5\), others \(1, 4, 4\)"):
+        DataSet("mine", images, {}, "static")
+
+
+def test_a_split_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="mine has no split valid, only train"):
+        DataSet("mine", {"train": torch.zeros(3, 1, 4, 4, dtype=torch.uint8)}, {}, "static").split("valid")

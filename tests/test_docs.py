@@ -50,6 +50,14 @@ def test_the_python_of_the_readme_runs(tmp_path):
     assert re.search(r"^\d+\.\d ± \d+\.\d nats on 200 test images$", done.stdout, re.MULTILINE)
 
 
+def test_the_python_of_the_guide_runs(tmp_path):
+    (block,) = blocks("docs/guide.md", "python")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^valid 20 \d+\.\d nats$", done.stdout, re.MULTILINE)
+    assert cli.main(["evaluate", str(tmp_path / "runs/own")]) == 2
+
+
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch, capsys):
     data = data_set(height=8, width=6)
     np.savez(tmp_path / "small.npz", **{split: images.numpy() for split, images in data.images.items()})

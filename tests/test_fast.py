@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from draw import cuda, deferred, fast, kernels, native
+from draw.attention import AttentiveRead, AttentiveWrite, WindowHead
 from draw.config import EvalConfig, SpeedConfig, from_dict
 from draw.errors import UserError
 from draw.evaluation import evaluate
 from draw.model import DRAW
 from draw.objective import losses
+from draw.pieces import own_pieces
 from draw.training import Trainer
-from draw.types import State
+from draw.types import Gaussian, State
 from small import data_set, small_config
 from tiny import config, inputs, random_model
 
@@ -266,6 +268,85 @@ def test_what_the_kernels_do_not_know_takes_the_plain_path(change):
     assert fast.unroll_for(model, SpeedConfig()) == model.unroll
     with pytest.raises(UserError, match="no fast path for a model with pieces"):
         fast.unroll_for(model, SpeedConfig(compile="on"))
+
+
+CHANGES = {
+    "a subclass of a layer": lambda model: setattr(model.read, "to_window", Clamped(7, 2, 6, 5, sigma=0.25, gamma=1)),
+    "other layers": lambda model: setattr(model, "to_mu", torch.nn.Sequential(model.to_mu, torch.nn.Identity())),
+    "a hook": lambda model: model.write.register_forward_hook(lambda *_: None),
+    "a method of the instance": lambda model: setattr(model.encoder, "forward", model.encoder.forward),
+    "a parametrization": lambda model: torch.nn.utils.parametrizations.weight_norm(model.to_mu),
+    "a window of another size": lambda model: setattr(model, "read", AttentiveRead(3, 6, 1, 6, 5)),
+}
+
+
+class Clamped(WindowHead):
+    pass
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_piece_of_a_piece_takes_the_plain_path(change):
+    model = DRAW(config())
+    assert own_pieces(model) == {}
+    change(model)
+    assert len(own_pieces(model)) >= 1
+    assert fast.unroll_for(model, SpeedConfig()) == model.unroll
+    with pytest.raises(UserError, match="no fast path for a model with pieces"):
+        fast.unroll_for(model, SpeedConfig(compile="on"))
+
+
+class Computed(torch.nn.Module):
+    """A prior by layers that the gradients' one product does not fit: a weight that is computed, none, three axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(torch.randn(4, 6)), torch.nn.Parameter(torch.zeros(4))
+        self.no_bias, self.wide = torch.nn.Linear(6, 4, bias=False), torch.nn.Linear(6, 4)
+
+    def forward(self, h_dec):
+        weight = 2 * self.weight
+        mean = torch.nn.functional.linear(h_dec, weight, self.bias) + torch.nn.functional.linear(h_dec, weight)
+        mean = mean + self.no_bias(h_dec) + self.wide(h_dec[:, None].expand(-1, 3, -1)).sum(1)
+        return Gaussian(mean, torch.zeros_like(mean))
+
+
+def test_layers_of_any_kind_keep_their_gradients_where_those_of_others_are_deferred():
+    torch.manual_seed(0)
+    model = DRAW(config(steps=5), prior=Computed())
+    eps, x = inputs(model, 3)
+    unroll = deferred.unroll_for(model)
+    for _ in range(2):  # with the weights of the second time
+        value, _, grads = outcome(model, eps, x, unroll)
+        wanted, _, wanted_grads = outcome(model, eps, x, model.unroll)
+        agree(value, wanted)
+        for name, grad in grads.items():
+            agree(grad, wanted_grads[name])
+        model.load_state_dict({k: v + 0.01 for k, v in model.state_dict().items()}, assign=True)
+
+
+class Dropped(AttentiveWrite):
+    def forward(self, h_dec):
+        return super().forward(torch.nn.functional.dropout(h_dec, 0.5))
+
+
+def test_recomputed_glimpses_of_a_piece_that_draws_at_random_draw_the_same():
+    model = DRAW(config(steps=7), write=Dropped(3, 6, 1, 6, 5))
+    eps, x = inputs(model, 4)
+    results = []
+    for glimpses in (False, True):
+        torch.manual_seed(3)
+        results.append(outcome(model, eps, x, fast.unroll_for(model, SpeedConfig(checkpoint_glimpses=glimpses))))
+    agree(results[1][0], results[0][0])
+    for name, grad in results[1][2].items():
+        agree(grad, results[0][2][name])
+
+
+def test_threads_asked_for_in_python_are_set(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    evaluate(DRAW(small_config().model), data_set(), EvalConfig(images=2), speed=SpeedConfig(threads=3))
+    evaluate(DRAW(small_config().model), data_set(), EvalConfig(images=2))
+    assert chosen == [3]
 
 
 def test_without_a_compiler_one_line_is_said_and_the_plain_path_taken(monkeypatch, caplog):

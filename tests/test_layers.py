@@ -18,6 +18,7 @@ LAYERS = (
     ("presets", "filterbank", "distributions", "sources", "glyphs"),
     ("attention", "published", "kernels"),
     ("model", "pictures", "shards", "two_digits"),
+    ("pieces",),
     ("data", "objective", "checkpoint", "render"),
     ("native", "deferred", "packing"),
     ("cpu", "cuda"),

@@ -10,7 +10,10 @@ import torch
 
 import draw
 from draw import checkpoint, run, training
+from draw.distributions import Bernoulli
 from draw.errors import UserError
+from draw.evaluation import evaluate
+from draw.model import DRAW
 from draw.run import Validation, train
 from draw.training import Metrics, NonFiniteError
 from small import data_set, small_config
@@ -305,6 +308,53 @@ def test_a_run_begins_with_the_weights_of_a_model_whatever_its_number_of_glimpse
     assert run.read_log(tmp_path / "long")[0]["init"] == long.info["init"]
     run_all(tmp_path / "long", config.replace(iterations=2), resume=True)
     assert checkpoint.read(checkpoint.newest(tmp_path / "long")).info["init"] == long.info["init"]
+
+
+class Squared(Bernoulli):
+    """A piece of one's own without a weight."""
+
+    def loss_x(self, x, canvas):
+        return 50 * (x - self.mean(canvas)).square().flatten(1).sum(1)
+
+
+def squared(config, **start):
+    return DRAW(config, likelihood=Squared(), **start)
+
+
+def test_a_network_with_pieces_of_its_own_is_trained_resumed_and_loaded(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    records = run_all(whole, build=squared)
+    assert records[-1].bound_nats != run_all(tmp_path / "paper")[-1].bound_nats
+    run_all(parts, build=squared, stop=stop_after(5))
+    run_all(parts, build=squared, resume=True)
+    assert_same_run(whole, parts)
+    assert type(draw.load(whole, build=squared).likelihood) is Squared
+    assert evaluate(draw.load(whole, build=squared), data_set()).above_entropy_nats is None
+
+
+def test_a_network_with_pieces_of_its_own_is_not_taken_for_the_papers(tmp_path):
+    run_all(tmp_path, build=squared, stop=stop_after(5))
+    with pytest.raises(
+        UserError, match=r"was trained with likelihood Squared, not with the paper's pieces; in Python "
+    ):
+        draw.load(tmp_path)
+    with pytest.raises(UserError, match=r"with the paper's pieces: it was begun with likelihood Squared"):
+        run_all(tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"trained with the paper's pieces, not with likelihood Squared"):
+        draw.load("mnist", build=squared)
+
+
+def test_a_run_remembers_the_name_of_images_given_in_python(tmp_path):
+    run_all(tmp_path, small_config(source="glyphs"), stop=stop_after(1))
+    assert checkpoint.find(tmp_path).config.data.source == "small"
+
+
+def test_images_without_a_validation_split_are_refused_at_once(tmp_path):
+    data = data_set()
+    data = dataclasses.replace(data, images={"train": data.images["train"]})
+    with pytest.raises(UserError, match="small has no split valid, only train"):
+        next(train(small_config(), tmp_path / "run", data=data))
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_other_sizes_are_no_beginning(tmp_path):

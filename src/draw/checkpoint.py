@@ -26,6 +26,7 @@ from torch import Tensor
 from draw.config import RunConfig, from_dict, strict_json, to_dict
 from draw.errors import UserError, nearest
 from draw.model import DRAW, require_same_tensors
+from draw.pieces import Build, in_words, own_pieces
 
 FORMAT = 1
 WEIGHTS = Path(__file__).parent / "weights"  # the models that ship, a checkpoint's folder each
@@ -60,13 +61,28 @@ class Checkpoint:
             raise UserError(f"{path} cannot be read: {error}") from error
         return {name: value.float() if value.dtype == torch.float16 else value for name, value in tensors.items()}
 
-    def model(self, device: torch.device | str = "cpu") -> DRAW:
+    @property
+    def pieces(self) -> dict[str, str]:
+        """What of the network is not the paper's own, see `draw.pieces`."""
+        return self.info.get("pieces", {})
+
+    def model(self, device: torch.device | str = "cpu", build: Build = DRAW) -> DRAW:
         """The network with the averaged weights, ready to use.
 
+        Args:
+            device: Where.
+            build: Makes the network from its configuration, if it has pieces of its own.
+
         Raises:
-            UserError: If the weights do not fit the configuration, naming the first that does not.
+            UserError: If it is made of other pieces, or the weights do not fit the configuration, naming the first
+                that does not.
         """
-        model, tensors = DRAW(self.config.model), self.tensors()
+        model, tensors = build(self.config.model), self.tensors()
+        if (own := own_pieces(model)) != self.pieces:
+            raise UserError(
+                f"{self.path} was trained with {in_words(self.pieces)}, not with {in_words(own)}; in Python "
+                "draw.load(PATH, build=...) takes a function that makes such a network"
+            )
         try:
             require_same_tensors(tensors, model.state_dict())
         except ValueError as error:
@@ -210,14 +226,19 @@ def find(model: str | Path) -> Checkpoint:
     raise UserError(f"no model {str(model)!r}: not one that ships, not a run folder, not a checkpoint folder{hint}")
 
 
-def load(model: str | Path, device: torch.device | str = "cpu") -> DRAW:
+def load(model: str | Path, device: torch.device | str = "cpu", *, build: Build = DRAW) -> DRAW:
     """The network that MODEL means, with its averaged weights: the name of a model that ships (`draw models`), a run's
     folder (there the best checkpoint by validation bound) or a checkpoint's folder.
 
+    Args:
+        model: MODEL.
+        device: Where.
+        build: What `draw.train` was given, of a network with pieces of its own.
+
     Raises:
-        UserError: If there is none, or it is damaged.
+        UserError: If there is none, it is damaged, or made of other pieces.
     """
-    return find(model).model(device)
+    return find(model).model(device, build)
 
 
 def _sha256(path: Path) -> str:

@@ -33,6 +33,37 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def type_name(hint: Any) -> str:
+    """A field's type in words, for help and errors."""
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " or ".join("none" if a is type(None) else a.__name__ for a in typing.get_args(hint))
+    return str(hint.__name__)
+
+
+def _checked(path: str, value: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return value
+        elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            return float(value)
+        elif type(value) is kind:
+            return value
+    raise UserError(f"{path}: expected {type_name(hint)}, got {value!r}")
+
+
+def _require_types(config: Any) -> None:
+    """Check that every value is of its field's type; a whole number may stand for a float, and becomes one."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        chosen = typing.get_origin(hint) is Literal and isinstance(value, str)  # a wrong one has a message of its own
+        if not chosen:
+            object.__setattr__(config, name, _checked(name, value, hint))
+
+
 def _require_seed(name: str, seed: int) -> None:
     _require(seed in SEEDS, f"{name} must be from 0 to 2**63 - 1, got {seed}")
 
@@ -52,6 +83,7 @@ class ModelConfig:
     write_n: int | None = _option(5, "write with an N x N attention window; none writes the whole canvas (eq. 18)")
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name in ("height", "width", "steps", "enc_size", "dec_size", "z_size"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("read_n", "write_n"):
@@ -83,6 +115,7 @@ class DataConfig:
     data_seed: int = _option(0, "seed of the embedded set, of static binarization and of held-out splits")
 
     def __post_init__(self) -> None:
+        _require_types(self)
         choices = typing.get_args(Binarization)
         _require(
             self.binarization in choices,
@@ -108,7 +141,7 @@ def _sides(name: str, text: str | None) -> tuple[int, int] | None:
     parts = text.lower().split("x")
     _require(
         len(parts) in (1, 2) and all(p.isdecimal() and 1 <= int(p) <= 4096 for p in parts),
-        f"{name} must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, got {text!r}",
+        f"{name} must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, at most 4096, got {text!r}",
     )
     return int(parts[0]), int(parts[-1])
 
@@ -135,6 +168,7 @@ class TrainConfig:
     checkpoint_minutes: float = _option(5.0, "minutes between resumable checkpoints")
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name in ("batch_size", "iterations", "log_every", "validate_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup", "validation_images"):
@@ -164,6 +198,7 @@ class EvalConfig:
     seed: int = _option(0, "seed of the noise, and of stochastic binarization")
 
     def __post_init__(self) -> None:
+        _require_types(self)
         choices = typing.get_args(Split)
         _require(self.split in choices, f"unknown split {self.split!r}; {nearest(self.split, choices)}")
         for name in ("samples", "batch_size"):
@@ -183,6 +218,7 @@ class SpeedConfig:
     threads: int = _option(0, "CPU threads; 0: chosen for this machine")
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name, choices in (("compile", typing.get_args(Compile)), ("precision", typing.get_args(Precision))):
             value = getattr(self, name)
             _require(value in choices, f"unknown {name} {value!r}; {nearest(value, choices)}")
@@ -196,6 +232,9 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        _require_types(self)
 
     def replace(self, **values: Any) -> "RunConfig":
         """A copy with fields of any section changed; field names are unique across the sections.
@@ -278,15 +317,6 @@ def strict_json(text: str, where: str = "") -> Any:
         raise UserError(f"{where or 'configuration'} is not valid JSON: {error}") from error
 
 
-def type_name(hint: Any) -> str:
-    """A field's type in words, for help and errors."""
-    if typing.get_origin(hint) is Literal:
-        return ", ".join(typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
-        return " or ".join("none" if a is type(None) else a.__name__ for a in typing.get_args(hint))
-    return str(hint.__name__)
-
-
 def _read(path: str, value: Any, hint: Any) -> Any:
     """A field's value from JSON's: an object, a list (`list[X]`, `tuple[X, ...]`), a table (`dict[str, X]`), or a plain
     one."""
@@ -298,16 +328,3 @@ def _read(path: str, value: Any, hint: Any) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _read(f"{path}.{key}", entry, typing.get_args(hint)[1]) for key, entry in value.items()}
     return _checked(path, value, hint)
-
-
-def _checked(path: str, value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if typing.get_origin(kind) is Literal:
-            if value in typing.get_args(kind):
-                return value
-        elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-            return float(value)
-        elif type(value) is kind:
-            return value
-    raise UserError(f"{path}: expected {type_name(hint)}, got {value!r}")

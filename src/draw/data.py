@@ -24,12 +24,19 @@ from draw.sources import Progress
 Images = UInt8[Tensor, "_ c h w"]  # splits differ in length
 Labels = Int64[Tensor, " _"]
 
+BINARIZATIONS = ("static", "stochastic", "none")
 _CHUNK = 4096  # images at a time, where a temporary of the whole set would be many times its size
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Images by split (train, valid, test), 0 is black or paper, and labels by split where they are known."""
+    """Images by split (train, valid, test), 8 bits a pixel, and labels by split where they are known.
+
+    0 is black or paper, 255 white or ink: intensity 1.
+
+    Raises:
+        UserError: If images are of another type, of several sizes or none, or binarization is no resolved one.
+    """
 
     name: str
     images: dict[str, Images | Shards]  # in memory, or on disk and indexed alike
@@ -39,10 +46,40 @@ class DataSet:
     # Training images of which random patches are trained on; `images` has the middle ones.
     whole: UInt8[Tensor, "n c _ _"] | None = None
 
+    def __post_init__(self) -> None:
+        if self.binarization not in BINARIZATIONS:
+            raise UserError(f"binarization must be static, stochastic or none, got {self.binarization!r}")
+        for split, images in self.images.items():
+            if isinstance(images, Shards):
+                continue
+            if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+                raise UserError(
+                    f"the {split} images of {self.name} must be a uint8 tensor (n, channels, height, width), of at "
+                    f"least one image and values from 0 to 255, got {images.dtype} {tuple(images.shape)}"
+                )
+            if tuple(images.shape[1:]) != self.shape:
+                raise UserError(
+                    f"the {split} images of {self.name} are {tuple(images.shape[1:])}, others {self.shape} (channels, "
+                    "height, width): all must have one size"
+                )
+        here = [x for x in self.images.values() if isinstance(x, Tensor) and x.device.type == "cpu"]
+        if here and max(int(images.amax()) for images in here) == 1:
+            raise UserError(f"no value of the images of {self.name} is above 1: white is 255")
+
+    def split(self, name: str) -> Images | Shards:
+        """The images of a split.
+
+        Raises:
+            UserError: If there are none.
+        """
+        if name not in self.images:
+            raise UserError(f"{self.name} has no split {name}, only {', '.join(self.images) or 'none at all'}")
+        return self.images[name]
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        _, channels, height, width = self.images["train"].shape
+        _, channels, height, width = next(iter(self.images.values())).shape
         return channels, height, width
 
     @property
@@ -134,7 +171,7 @@ def intensities(
     Raises:
         ValueError: If "stochastic" has no generator, or binarization is no resolved one.
     """
-    if binarization not in ("static", "stochastic", "none"):
+    if binarization not in BINARIZATIONS:
         raise ValueError(f"binarization must be static, stochastic or none, got {binarization!r}")
     grey = images.to(torch.float32) / 255
     if binarization != "stochastic":

@@ -2,13 +2,14 @@
 
 For any pieces on any device: the model's own step runs under a mode that sees every linear layer. A layer's backward
 pass then gives the gradient of its input alone, and after the first glimpse's each weight has its gradient from one
-product instead of T products and T sums. Also where the precision of the layers' products is set.
+product instead of T products and T sums. Also where the precision of the layers' products is set. What is no layer of
+rows with a weight and a bias of its own, such as one whose weight is computed, runs as it is.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -22,7 +23,7 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
 
     Args:
         model: Its weights are read at each call.
-        precision: Of the factors and the result of the linear layers' products; all else is as it was.
+        precision: Of the factors and the result of the layers' products; all else is as it was.
         compiled: Fuse what is around the products by torch.compile.
     """
 
@@ -36,11 +37,14 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
 
     run = torch.compile(step, dynamic=False, fullgraph=True) if compiled else step
     layers = _Listed()
+    listed: list[Tensor] = []  # the weights of the model at that time
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
+        nonlocal layers, listed
         if x is None:
             return model.unroll(state, eps)
-        if not layers.weights:
+        if [*map(id, listed)] != [*map(id, model.parameters())]:
+            layers, listed = _Listed(), list(model.parameters())
             with torch.no_grad(), layers:  # one glimpse, to see which layers it uses in what order
                 model.step(State(*(value[:1] for value in state)), eps[0, :1], x[:1])
         inputs: list[list[Tensor]] = []
@@ -58,8 +62,15 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
     return unroll
 
 
+def _layer(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The operands of `linear` if they are those of a layer."""
+    if isinstance(weight, nn.Parameter) and isinstance(bias, nn.Parameter) and input.ndim == 2:
+        return input, weight, bias
+    return None
+
+
 class _Listed(TorchFunctionMode):
-    """Lists the weight and bias of every linear layer that runs within it."""
+    """Lists the weight and bias of every layer that runs within it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,26 +78,28 @@ class _Listed(TorchFunctionMode):
         self.biases: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is linear:
-            _, weight, bias = args
-            self.weights.append(weight)
-            self.biases.append(bias)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is linear and (layer := _layer(*args, **kwargs)):
+            self.weights.append(layer[1])
+            self.biases.append(layer[2])
+        return func(*args, **kwargs)
 
 
 class _Marked(TorchFunctionMode):
-    """Runs every linear layer within it as `_Layer`, and lists the inputs."""
+    """Runs every layer within it as `_Layer`, and lists the inputs."""
 
     def __init__(self, weights: list[Tensor], biases: list[Tensor], marks: list[Tensor], inputs: list[Tensor]) -> None:
         super().__init__()
         self.weights, self.biases, self.marks, self.inputs = weights, biases, marks, inputs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not linear:
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        layer = _layer(*args, **kwargs) if func is linear else None
+        if layer is None:
+            return func(*args, **kwargs)
         index = len(self.inputs)
-        self.inputs.append(args[0])
-        return _Layer.apply(args[0], self.weights[index], self.biases[index], self.marks[index])
+        self.inputs.append(layer[0])
+        return _Layer.apply(layer[0], self.weights[index], self.biases[index], self.marks[index])
 
 
 class _Layer(torch.autograd.Function):

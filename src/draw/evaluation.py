@@ -44,7 +44,8 @@ class Evaluation:
     kl_per_latent_nats: list[float] = field(default_factory=list)  # over all glimpses; empty in records older than it
     above_entropy_nats: float | None = None  # of intensities as targets: bound - their own entropy, the least L^x
     above_entropy_se: float | None = None
-    # The bound's standard error over its samples, the images the same: what other noise would change. None of one.
+    # The bound's standard error over its samples, images and pixels the same: what other latents would change. None of
+    # one.
     bound_sampling_se: float | None = None
 
 
@@ -89,20 +90,20 @@ def evaluate(
         world: The processes that share the work; every one of them gets the result, the same as of a single one.
 
     Raises:
-        UserError: If the images are not of the model's size.
+        UserError: If there is no such split, or the images are not of the model's size.
         NonFiniteError: If the bound is not a finite number.
     """
     config = config or EvalConfig()
     world = world or World()
     require_shape(data, model.config)
     started = time.perf_counter()
-    images = data.images[config.split]
+    images = data.split(config.split)
     chosen = spread(len(images), config.images)
     work = len(chosen) * (config.samples + config.importance_samples)
     unroll = world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     weighted = config.importance_samples > 0
-    grey = data.binarization == "none" and isinstance(model.likelihood, Bernoulli)
+    grey = data.binarization == "none" and type(model.likelihood) is Bernoulli
     # Bound, L^x, L^z, KL per glimpse and per latent, the bound's squared error over its samples, the bound above the
     # entropy of intensities, importance-weighted estimate and effective sample size.
     widths = [1, 1, 1, model.config.steps, model.config.z_size, 1, int(grey), int(weighted), int(weighted)]
@@ -110,7 +111,7 @@ def evaluate(
     # Block by block in turn: what a block's numbers are depends on its first image, not on who computes them.
     for first in range(world.rank * per_pass, len(chosen), world.size * per_pass):
         block = images[chosen[first : first + per_pass]].to(model.canvas0.device)
-        x = intensities(block, data.binarization, seeded(config.seed, "binarize", first, device=block.device))
+        x = intensities(block, data.binarization, seeded(config.seed, "binarize", first))  # the same on every device
         x = x.to(model.canvas0.dtype)
         parts = [_bound_of(model, unroll, x, config, first)]
         if grey:
@@ -142,7 +143,7 @@ def evaluate(
         bits_per_dim=bound[0] / (math.prod(model.config.image_shape) * math.log(2)),
         iw_nats=iw[0] if weighted else None,
         iw_se=iw_se[0] if weighted and several else None,
-        effective_sample_size=float(table[:, -1].median()) if weighted else None,
+        effective_sample_size=table[:, -1].quantile(0.5).item() if weighted else None,
         samples=config.samples,
         importance_samples=config.importance_samples,
         images=len(table),

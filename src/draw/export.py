@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import to_dict
 from draw.distributions import Bernoulli, StandardNormal
 from draw.errors import UserError
 from draw.model import DRAW, LSTM
+from draw.pieces import in_words, own_pieces
 from draw.render import write_whole
 
 FORMAT = 1
@@ -35,7 +36,7 @@ MODULES = (
 TRAINING = ("plot.js", "training.js")  # loaded by app.js where the page has that tab, from a server
 WORKER = ("draw.js", "gif.js", "worker.js")
 
-_KINDS: dict[type[nn.Module], str] = {
+_KINDS: dict[type[Any], str] = {
     AttentiveRead: "attentive",
     FullRead: "full",
     AttentiveWrite: "attentive",
@@ -67,13 +68,15 @@ def pack(
     Raises:
         UserError: If a piece is not one the page knows, or a weight is not a finite number.
     """
-    pieces = {}
-    for name, cell in {"read": "read", "cell": "encoder", "prior": "prior", "write": "write"}.items():
-        pieces[name] = _kind(name, getattr(model, cell))
-    if _kind("cell", model.decoder) != pieces["cell"]:
-        raise UserError("cannot export a model whose encoder and decoder are of different kinds")
-    pieces["likelihood"] = _kind("likelihood", model.likelihood)
-
+    if own := own_pieces(model):
+        raise UserError(f"cannot export a model with {in_words(own)}: the page knows the paper's pieces alone")
+    pieces = {
+        "read": _KINDS[type(model.read)],
+        "cell": _KINDS[type(model.encoder)],
+        "prior": _KINDS[type(model.prior)],
+        "write": _KINDS[type(model.write)],
+        "likelihood": _KINDS[type(model.likelihood)],
+    }
     arrays = {name: tensor.detach().cpu().numpy().astype("<f4") for name, tensor in model.state_dict().items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -103,13 +106,6 @@ def _as_halves(arrays: dict[str, Any]) -> dict[str, Any] | None:
     with np.errstate(over="ignore"):
         halves = {name: array.astype("<f2") for name, array in arrays.items()}
     return halves if all(np.array_equal(halves[name], array) for name, array in arrays.items()) else None
-
-
-def _kind(name: str, piece: Any) -> str:
-    kind = _KINDS.get(type(piece))  # by exact type: a subclass may compute anything
-    if kind is None:
-        raise UserError(f"cannot export a model whose {name} is a {type(piece).__name__}: the page does not know it")
-    return kind
 
 
 def page(manifest: dict[str, Any], binary: bytes) -> str:

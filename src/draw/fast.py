@@ -19,6 +19,7 @@ from draw import cpu, cuda, deferred, kernels, native
 from draw.config import SpeedConfig
 from draw.errors import UserError
 from draw.model import DRAW
+from draw.pieces import own_pieces
 from draw.types import Gaussian, Latent, State, Unroll
 
 MOST_THREADS = 8  # more only wait for each other at the sizes of this model
@@ -40,10 +41,16 @@ def unroll_for(model: DRAW, speed: SpeedConfig, images: int | None = None) -> Un
     Raises:
         UserError: If what was asked for cannot be had here.
     """
+    if speed.threads:
+        set_threads(speed.threads)
     unroll = _unroll_for(model, speed, images)
     if speed.precision == "tf32":
         unroll = _in_tf32(unroll)
-    return recomputed(unroll) if speed.checkpoint_glimpses else unroll
+    if not speed.checkpoint_glimpses:
+        return unroll
+    # Pieces of one's own may draw at random, as dropout does; a CUDA graph cannot put the generator back.
+    redraw = bool(own_pieces(model)) and (model.canvas0.device.type != "cuda" or speed.compile == "off")
+    return recomputed(unroll, redraw=redraw)
 
 
 def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
@@ -113,10 +120,14 @@ def _repays_compiling(model: DRAW, images: int | None) -> bool:
     return plain_seconds > 2 * COMPILE_SECONDS  # of which about half are saved
 
 
-def recomputed(unroll: Unroll) -> Unroll:
+def recomputed(unroll: Unroll, *, redraw: bool = False) -> Unroll:
     """The same glimpses in about sqrt(T) segments, of which only the first state is kept for the backward pass.
 
     Memory for activations grows with sqrt(T) instead of T; every glimpse but the last segment's is computed twice.
+
+    Args:
+        unroll: The glimpses.
+        redraw: Put torch's generators back for the second time, for pieces that draw from them.
     """
 
     def segment(eps: Tensor, x: Tensor | None, *state: Tensor) -> tuple[State, Latent]:
@@ -125,7 +136,7 @@ def recomputed(unroll: Unroll) -> Unroll:
     def in_segments(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         latents = []
         for part in eps.split(math.isqrt(len(eps) - 1) + 1):
-            state, latent = checkpoint(segment, part, x, *state, use_reentrant=False, preserve_rng_state=False)
+            state, latent = checkpoint(segment, part, x, *state, use_reentrant=False, preserve_rng_state=redraw)
             latents.append(latent)
         return state, _joined(latents)
 

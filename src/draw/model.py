@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import ModelConfig
 from draw.distributions import Bernoulli, StandardNormal, carrying_latents, kl, kl_per_latent, rsample
+from draw.errors import UserError
 from draw.noise import seeded
 from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Unroll, Write
 
@@ -167,6 +168,8 @@ class DRAW(nn.Module):
             trace: Keep every intermediate of every glimpse.
             unroll: A faster way to what `self.unroll` computes, from `draw.fast`; traces always come from the latter.
         """
+        if x is not None:
+            _require_intensities(x)
         state = self.initial_state(eps.shape[1])
         if trace:
             state, steps = self.unroll(state, eps, x, trace=True)
@@ -203,7 +206,8 @@ class DRAW(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "b c h w"], *, seed: int = 0) -> Float[Tensor, "b c h w"]:
-        """The model's drawings of the given images, probabilities in [0, 1], from one posterior sample each."""
+        """The model's drawings of images with intensities in [0, 1]: probabilities, from one posterior sample each."""
+        _require_intensities(x)
         eps = self.noise(x.shape[0], seed, "reconstruct")
         return self.likelihood.mean(self(eps, x.to(eps)).canvas)
 
@@ -215,6 +219,11 @@ class DRAW(nn.Module):
         """
         latent = self(self.noise(64, seed, "reconstruct"), self.sample(64, seed=seed)).latent
         return carrying_latents(kl_per_latent(latent.q, latent.p).sum(0).mean(0))[:most]
+
+
+def _require_intensities(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise UserError(f"images must have intensities in [0, 1], as floats, got {x.dtype}; of 8 bits give x / 255")
 
 
 def require_same_tensors(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -16,27 +16,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
-from draw.distributions import Bernoulli, StandardNormal, rsample
+from draw.attention import AttentiveRead, AttentiveWrite, FullRead
+from draw.distributions import rsample
 from draw.kernels import FILL, Sizes, load
-from draw.model import DRAW, LSTM
+from draw.model import DRAW
+from draw.pieces import own_pieces
 from draw.types import Gaussian, Latent, State, Unroll
 
 
 def has_the_papers_pieces(model: DRAW) -> bool:
     """Whether a model is made of the paper's own pieces, in float32, as the kernels assume."""
-    pieces = (
-        (model, (DRAW,)),
-        (model.read, (AttentiveRead, FullRead)),
-        (model.encoder, (LSTM,)),
-        (model.decoder, (LSTM,)),
-        (model.write, (AttentiveWrite, FullWrite)),
-        (model.prior, (StandardNormal,)),
-        (model.likelihood, (Bernoulli,)),
-    )
-    return all(type(piece) in known for piece, known in pieces) and all(
-        weight.dtype == torch.float32 for weight in model.parameters()
-    )
+    return not own_pieces(model) and all(weight.dtype == torch.float32 for weight in model.parameters())
 
 
 def supports(model: DRAW) -> bool:

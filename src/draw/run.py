@@ -29,8 +29,10 @@ from draw.config import EvalConfig, RunConfig, SpeedConfig, from_json, strict_js
 from draw.data import DataSet, intensities, load_data
 from draw.errors import NonFiniteError, UserError
 from draw.evaluation import evaluate, spread
+from draw.model import DRAW
 from draw.noise import seeded
 from draw.parallel import World
+from draw.pieces import Build, in_words, own_pieces
 from draw.presets import preset
 from draw.training import Metrics, Trainer
 
@@ -87,6 +89,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     tensorboard: bool = False,
     init: str | Path | None = None,
+    build: Build = DRAW,
     world: World | None = None,
 ) -> Iterator[Metrics | Validation]:
     """Train in a run's folder, yielding every log line and every validation as it is made.
@@ -105,6 +108,8 @@ def train(
             leaves a checkpoint at the next log line.
         tensorboard: Also write TensorBoard event files into the folder.
         init: A model whose averaged weights a new run begins with: of the same sizes, but for T, on which none depends.
+        build: Makes a network with pieces of its own: called with the `ModelConfig`, `mean_pixel` and `seed`, as `DRAW`
+            is. `draw.load` needs it too.
         world: The processes that train together (`draw.parallel.joined`). Every one of them gets the same records;
             rank 0 alone uses the folder and the clock, so that they never disagree.
 
@@ -124,15 +129,17 @@ def train(
 
     resumed: int | None = world.main(look)
     data = data or world.first_on_each_machine(functools.partial(load_data, config.data, data_dir))
+    data.split("valid")  # or the first validation would be the run's end
     config = for_images(config, data)
     digest = data.images_sha256
     if len(set(world.gather(digest))) > 1:
         raise UserError(f"the images of {data.name} are not the same on all machines of this job")
     where = world.every(lambda: choose_device(device))
     speed = speed or SpeedConfig()
-    trainer = Trainer(config, data, where, speed=speed, world=world)
+    trainer = Trainer(config, data, where, speed=speed, world=world, build=build)
     here = environment(where) | {"speed": to_dict(speed), "processes": world.size}
     info = {"data": data.name, "images_sha256": digest, "environment": here}
+    info |= {"pieces": own} if (own := own_pieces(trainer.model)) else {}
     best, before = NONE, 0.0
     if resumed is None and init is not None:
         info["init"] = world.main(lambda: _begin_with(trainer, checkpoint.find(init)))
@@ -274,6 +281,8 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
     _same_run(out, found.config, trainer.config)
     if found.info.get("images_sha256", digest) != digest:
         raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
+    if (own := own_pieces(trainer.model)) != found.pieces:
+        raise UserError(f"cannot resume {out} with {in_words(own)}: it was begun with {in_words(found.pieces)}")
     try:
         trainer.load_state(found.tensors(checkpoint.TRAINING), found.tensors(), found.step)
     except ValueError as error:
@@ -417,9 +426,11 @@ def _tensorboard(out: Path) -> Any:
 
 
 def for_images(config: RunConfig, data: DataSet) -> RunConfig:
-    """The configuration with the data's image size and its resolved binarization."""
+    """The configuration with the data's name, image size and resolved binarization."""
     channels, height, width = data.shape
-    return config.replace(channels=channels, height=height, width=width, binarization=data.binarization)
+    return config.replace(
+        source=data.name, channels=channels, height=height, width=width, binarization=data.binarization
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -21,6 +21,7 @@ from draw.model import DRAW, require_same_tensors
 from draw.noise import seeded
 from draw.objective import losses
 from draw.parallel import World
+from draw.pieces import Build
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Trainer:
         *,
         speed: SpeedConfig | None = None,
         world: World | None = None,
+        build: Build = DRAW,
     ) -> None:
         speed = speed or SpeedConfig()
         self.world = world or World()
@@ -95,7 +97,7 @@ class Trainer:
             raise UserError("several processes cannot train on mps: choose --device cpu")
         self.data = data.to(device)
         self.step = 0
-        self.model = DRAW(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
+        self.model = build(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         steps = None if config.train.schedule_minutes else config.train.iterations
         images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two

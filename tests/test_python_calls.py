@@ -1,0 +1,38 @@
+"""What a wrong call from Python is told.
+
+In a process of its own: in the tests every call is checked by its annotations.
+"""
+
+import subprocess
+import sys
+
+MODEL = "draw.DRAW(draw.ModelConfig(height=4, width=4, steps=2, enc_size=4, dec_size=4, z_size=2))"
+CALLS = {
+    "draw.ModelConfig(height='8')": "height: expected int, got '8'",
+    "draw.EvalConfig(samples=2.5)": "samples: expected int, got 2.5",
+    "draw.DataConfig(binarization=3)": "binarization: expected auto, static, stochastic, none, got 3",
+    "draw.RunConfig(model=3)": "model: expected ModelConfig, got 3",
+    "draw.TrainConfig(learning_rate=1).learning_rate": "1.0",
+    "draw.DataSet('mine', {'train': torch.zeros(3, 1, 4, 4)}, {}, 'static')": (
+        "the train images of mine must be a uint8 tensor (n, channels, height, width), of at least one image and "
+        "values from 0 to 255, got torch.float32 (3, 1, 4, 4)"
+    ),
+    "draw.DataSet('mine', {'train': torch.zeros(3, 4, 4).byte()}, {}, 'static')": (
+        "the train images of mine must be a uint8 tensor (n, channels, height, width), of at least one image and "
+        "values from 0 to 255, got torch.uint8 (3, 4, 4)"
+    ),
+    f"{MODEL}.reconstruct(torch.zeros(3, 1, 4, 4).byte())": (
+        "images must have intensities in [0, 1], as floats, got torch.uint8; of 8 bits give x / 255"
+    ),
+    f"{MODEL}(torch.zeros(2, 3, 2), torch.zeros(3, 1, 4, 4).byte())": (
+        "images must have intensities in [0, 1], as floats, got torch.uint8; of 8 bits give x / 255"
+    ),
+}
+
+
+def test_a_wrong_call_is_told_what_was_wanted():
+    lines = ["import draw, torch"]
+    for call in CALLS:
+        lines += ["try:", f"    print({call})", "except draw.UserError as error:", "    print(error)"]
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert dict(zip(CALLS, ran.stdout.splitlines(), strict=True)) == CALLS
