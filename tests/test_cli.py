@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -324,12 +325,18 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["train", "demo", "--seed", str(2**63)], "seed must be from 0 to 2**63 - 1"),
         (["train", "demo", "--iterations", "5", "--epochs", "2"], "give one of --iterations, --epochs"),
         (["train", "demo", "--batch-size", str(10**12)], "batch_size must be at most 1,000,000"),
+        (["train", "demo", "--steps", str(10**21)], "steps must be at most 1,000,000, got 1000"),
+        (["train", "demo", "--read-n", str(10**21)], "read_n must be at most 1,000,000, got 1000"),
+        (["train", "demo", "--iterations", "9" * 400], "iterations must be at most 1,000,000,000,000, got 999"),
+        (["train", "demo", "--epochs", "1e300"], "iterations must be at most 1,000,000,000,000, got "),
+        (["sample", "mnist", "-n", str(10**21)], "expected a whole number from 1 to 1,000,000, got '1000"),
+        (["sample", "mnist", "--out", "a.png", "--animate", "./a.png"], "--out and --animate are both a.png"),
         (["data", "preview", "x", "--size", "²"], "size must be SIDE or HEIGHTxWIDTH"),
         (["data", "preview", "folder:"], "folder: needs a path"),
         (["train", "--resume"], "--resume needs the run's folder: --out DIR"),
         (["evaluate", "nothing"], "no model 'nothing'"),
         (["evaluate"], "the following arguments are required: MODEL"),
-        (["sample", "nothing", "-n", "0"], "expected a whole number, at least 1, got '0'"),
+        (["sample", "nothing", "-n", "0"], "expected a whole number from 1 to 1,000,000, got '0'"),
         (["figure", "2", "nothing"], "unknown figure '2'"),
         (["info"], "give either a MODEL or --preset NAME"),
         (["data", "get", "mnits"], "did you mean 'mnist'?"),
@@ -409,3 +416,14 @@ def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("draw 0.")
+
+
+def test_a_closed_output_is_no_failure():
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m draw models >&-", shell=True, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_set_without_files_is_said_to_have_none(draw):
+    assert "glyphs has no files" in draw("data", "check", "glyphs")

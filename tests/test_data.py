@@ -502,6 +502,20 @@ def test_hidden_and_foreign_files_are_left_out(folder):
     assert len(pictures.read_folder(root).images["train"]) == 1
 
 
+def test_a_link_to_nothing_is_an_unreadable_file(folder):
+    root = folder({"x.png": (4, 4)})
+    (root / "y.png").symlink_to(root / "gone.png")
+    with pytest.raises(UserError, match=r"1 of 2 files .*\n  y.png: No such file"):
+        pictures.read_folder(root)
+
+
+def test_a_file_is_read_by_what_is_in_it_and_only_as_one_of_the_promised_formats(folder):
+    root = folder({"x.png": (4, 4)})
+    Image.new("F", (4, 4)).save(root / "y.png", format="TIFF")
+    with pytest.raises(UserError, match=r"1 of 2 files .*\n  y.png: not an image, or none of PNG"):
+        pictures.read_folder(root)
+
+
 def test_files_of_other_kinds_are_noted(folder, tmp_path):
     found = pictures.read_folder(folder({"x.png": (4, 4), "y.TIF": b"x", "a/z.tif": b"x", "NOTES": b"x"}))
     assert found.notes == ("left out 3 files of other kinds (.tif, NOTES)",)
@@ -633,7 +647,7 @@ def test_unreadable_files_are_reported_at_once(damaged):
         pictures.read_folder(damaged)
     first, *rest = str(caught.value).splitlines()
     assert first == f"12 of 13 files in {damaged} cannot be read; give --skip-bad to leave them out"
-    assert rest[0] == "  bad00.png: not an image"
+    assert rest[0] == "  bad00.png: not an image, or none of PNG, JPEG, WebP, BMP and GIF"
     assert rest[2].startswith("  bad02.png: ")
     assert len(rest) == 11
     assert rest[-1] == "  and 2 more"
@@ -643,7 +657,7 @@ def test_unreadable_files_are_left_out_and_listed_if_asked(damaged):
     found = pictures.read_folder(damaged, skip_bad=True)
     assert len(found.images["train"]) == 1
     assert found.notes[0] == "left out 12 of 13 files that cannot be read"
-    assert found.notes[1] == "  bad00.png: not an image"
+    assert found.notes[1] == "  bad00.png: not an image, or none of PNG, JPEG, WebP, BMP and GIF"
 
 
 def test_a_folder_without_readable_pictures_is_an_error_even_then(folder):

@@ -28,7 +28,8 @@ def at_every_look(monkeypatch):
 
 
 def line(step, kind="train", /, **changes):
-    return json.dumps({"kind": kind, "step": step, "seconds": 0.5 * step} | LOSSES | changes) + "\n"
+    best = {"best": True} if kind == "valid" else {}
+    return json.dumps({"kind": kind, "step": step, "seconds": 0.5 * step} | LOSSES | best | changes) + "\n"
 
 
 def make(folder, steps=range(0), *, iterations=100, **schedule):

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 import sys
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
 
 import draw
 from draw import checkpoint, run, training
+from draw.data import DataSet
 from draw.distributions import Bernoulli
 from draw.errors import UserError
 from draw.evaluation import evaluate
@@ -189,8 +191,47 @@ def refused(out, **options):
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert "exists already: go on with --resume" in refused(tmp_path)
+    assert refused(tmp_path).endswith("exists already: choose another --out")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_took_no_step_can_be_begun_anew(tmp_path):
+    run_all(tmp_path / "other", small_config(seed=3))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(training.Trainer, "train_step", Mock(side_effect=MemoryError))
+        run_all(tmp_path / "r")
+    with (tmp_path / "r" / "metrics.jsonl").open() as log:
+        first = log.readline()
+    run_all(tmp_path / "r", small_config(seed=3))
+    assert_same_run(tmp_path / "other", tmp_path / "r")
+    # What is left where there was no room for the first checkpoint:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("{}")
+    (tmp_path / "full" / "metrics.jsonl").write_text(first)
+    run_all(tmp_path / "full", small_config(seed=3))
+    assert_same_run(tmp_path / "other", tmp_path / "full")
+
+
+def test_a_run_that_took_steps_is_not_begun_anew_even_without_its_checkpoints(tmp_path):
+    run_all(tmp_path / "r", stop=stop_after(2))
+    assert refused(tmp_path / "r").endswith("exists already: go on with --resume, or choose another --out")
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
+    assert refused(tmp_path / "r").endswith("exists already: choose another --out")
+
+
+def test_a_folder_that_another_process_began_to_train_in_since_is_not_begun_anew(tmp_path, monkeypatch):
+    records = train(small_config(), tmp_path / "r", data=data_set(), device="cpu")
+    digest = DataSet.images_sha256
+
+    def meanwhile(data):  # while this run reads its images, another one is begun and ended
+        monkeypatch.setattr(DataSet, "images_sha256", digest)
+        run_all(tmp_path / "r", stop=stop_after(2))
+        return digest.fget(data)
+
+    monkeypatch.setattr(DataSet, "images_sha256", property(meanwhile))
+    with pytest.raises(UserError, match="exists already"):
+        next(records)
+    assert checkpoint.read(checkpoint.newest(tmp_path / "r")).step == 2
 
 
 def test_resuming_needs_a_checkpoint(tmp_path):
@@ -248,7 +289,18 @@ def test_a_validation_that_is_not_finite_names_its_step(tmp_path, monkeypatch):
         run_all(tmp_path / "r")
 
 
-@pytest.mark.parametrize("line", ["[1]", "{}", '{"kind": "train", "step": 3}', '{"kind": "walk"}', "\xff"])
+LOSSES = '"bound_nats": 1, "loss_x_nats": 1, "loss_z_nats": 1'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]", "{}", '{"kind": "train", "step": 3}', '{"kind": "walk"}', "\xff",
+        f'{{"kind": "valid", "step": 2, "seconds": 1, {LOSSES}}}',
+        f'{{"kind": "train", "step": "a", "seconds": 1, {LOSSES}}}',
+        f'{{"kind": "train", "step": 3, "seconds": null, {LOSSES}}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_log_is_refused_by_its_line(tmp_path, line):
     run_all(tmp_path / "r", stop=stop_after(2))
     with (tmp_path / "r" / "metrics.jsonl").open("a", encoding="latin-1") as file:

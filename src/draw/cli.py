@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import draw
 from draw import verbs
-from draw.config import SEEDS, SHARD_MB, DataConfig, EvalConfig, ModelConfig, SpeedConfig, TrainConfig, type_name
+from draw.config import MOST, SEEDS, SHARD_MB, DataConfig, EvalConfig, ModelConfig, SpeedConfig, TrainConfig, type_name
 from draw.errors import NonFiniteError, UserError, nearest
 from draw.presets import PRESETS
 
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     # the way of those they wait for, and a step takes ten times as long. Read when PyTorch is loaded, hence here.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if sys.stdout is None:  # closed: what would be printed is lost, and nothing else
+        sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold what a terminal cannot show, as on stderr
     parser = build_parser()
@@ -310,8 +312,8 @@ def _seed(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {MOST:,}, got {text!r}")
     return int(text)
 
 

@@ -20,6 +20,7 @@ Split = Literal["train", "valid", "test"]
 Compile = Literal["auto", "on", "off"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 C = TypeVar("C")
+MOST, MOST_STEPS = 10**6, 10**12  # of any size or number that is asked for, beyond which nothing can be meant
 SEEDS = range(2**63)  # what torch's generators take
 SHARD_MB = 256  # most megabytes (2**20 bytes) of one file of packed images
 
@@ -64,6 +65,11 @@ def _require_types(config: Any) -> None:
             object.__setattr__(config, name, _checked(name, value, hint))
 
 
+def _require_count(name: str, count: int, most: int = MOST) -> None:
+    _require(count >= 1, f"{name} must be at least 1, got {count}")
+    _require(count <= most, f"{name} must be at most {most:,}, got {count}")
+
+
 def _require_seed(name: str, seed: int) -> None:
     _require(seed in SEEDS, f"{name} must be from 0 to 2**63 - 1, got {seed}")
 
@@ -85,10 +91,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require_types(self)
         for name in ("height", "width", "steps", "enc_size", "dec_size", "z_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            _require_count(name, getattr(self, name))
         for name in ("read_n", "write_n"):
             n = getattr(self, name)
             _require(n is None or n >= 1, f"{name} must be at least 1, or none for no attention, got {n}")
+            _require_count(name, n or 1)
         _require(self.channels in (1, 3), f"channels must be 1 or 3, got {self.channels}")
 
     @property
@@ -169,11 +176,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_types(self)
-        for name in ("batch_size", "iterations", "log_every", "validate_every"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require_count("batch_size", self.batch_size)
+        for name in ("iterations", "log_every", "validate_every"):
+            _require_count(name, getattr(self, name), most=MOST_STEPS)
         for name in ("warmup", "validation_images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        _require(self.batch_size <= 1_000_000, f"batch_size must be at most 1,000,000, got {self.batch_size}")
         _require_seed("seed", self.seed)
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
             value = getattr(self, name)
@@ -202,9 +209,10 @@ class EvalConfig:
         choices = typing.get_args(Split)
         _require(self.split in choices, f"unknown split {self.split!r}; {nearest(self.split, choices)}")
         for name in ("samples", "batch_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            _require_count(name, getattr(self, name))
         for name in ("importance_samples", "images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+            _require_count(name, getattr(self, name) or 1)
         _require_seed("seed", self.seed)
 
 

@@ -19,6 +19,7 @@ from draw.published import DECODING_ERRORS, Arrays, Images, Stream, open_arrays,
 from draw.sources import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of what is in a file, whatever its name
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 LARGEST_SIDE = 4096  # pixels of a picture that is taken as it is
 LARGEST_FOLDER = 8 << 30  # bytes of all its pixels
@@ -206,7 +207,7 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
         paths = (Path(place) / name for name in files if not name.startswith(_HIDDEN))
-        yield from (path for path in paths if path.is_file())
+        yield from (path for path in paths if path.is_file() or not path.exists())  # a link to nothing is unreadable
 
 
 def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np.uint8]:
@@ -214,7 +215,7 @@ def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
     is_grey = grey or image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
@@ -230,7 +231,7 @@ def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image"
+        return "not an image, or none of PNG, JPEG, WebP, BMP and GIF"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:

@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -41,11 +42,14 @@ READINGS = 4  # images read and redrawn for a validation
 Rank = tuple[int, float]  # of a validation, see `_rank`
 NONE: Rank = (0, math.inf)  # the rank of no validation
 LOCK = ".lock"  # in a run's folder; alone it is no run
-LOGGED = {  # what each kind of record holds at least
-    "run": {"config"},
-    "resume": {"step"},
-    "train": {"step", "seconds", "bound_nats", "loss_x_nats", "loss_z_nats"},
-    "valid": {"step", "seconds", "bound_nats", "loss_x_nats", "loss_z_nats"},
+Fields = dict[str, tuple[type, ...]]
+MEASURED: Fields = dict.fromkeys(("seconds", "bound_nats", "loss_x_nats", "loss_z_nats"), (int, float))
+MEASURED |= {"step": (int,)}
+LOGGED: dict[str, Fields] = {  # what each kind of record holds at least, of which types
+    "run": {"config": (dict,)},
+    "resume": {"step": (int,)},
+    "train": MEASURED,
+    "valid": MEASURED | {"best": (bool,)},
 }
 FIXED_ON_RESUME = (
     "seed",
@@ -158,6 +162,9 @@ def train(
 
         def begin() -> None:
             held.enter_context(_locked(out))
+            if resumed is None:
+                to_go_on_from(out, resume)  # again: another process may have had the folder since
+                shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that took no step
             log.begin(config, data, info, resumed, tensorboard)
             if resumed is None:
                 _save(out, trainer, config, 0.0, "step", info)  # so that whatever stops this run, it can be resumed
@@ -290,6 +297,8 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
     newest = checkpoint.newest(out, "best")
     best = checkpoint.read(newest) if newest else None
     bound = best.info.get("bound_nats", math.inf) if best else math.inf
+    if best and not isinstance(bound, int | float):
+        raise UserError(f"{best.path} is damaged: its bound_nats is {bound!r}")
     return best.config.model.steps if best else 0, bound, found.seconds
 
 
@@ -498,19 +507,40 @@ def read_record(line: bytes, where: str) -> dict[str, Any]:
         UserError: Naming the place, if it is none.
     """
     record = strict_json(line.decode(errors="replace"), where)
-    if not isinstance(record, dict) or not LOGGED.get(str(record.get("kind")), {"?"}) <= record.keys():
+    wanted = LOGGED.get(str(record.get("kind"))) if isinstance(record, dict) else None
+    if wanted is None or not all(type(record.get(name)) in types for name, types in wanted.items()):
         raise UserError(f"{where} is no record of a run: {line[:60].decode(errors='replace')!r}")
     return record
 
 
 def require_unused(out: Path) -> None:
-    """Check that nothing would be overwritten in a new run's folder.
+    """Check that nothing would be overwritten in a new run's folder but a run that did not take a step.
 
     Raises:
         UserError: If something is there.
     """
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        raise UserError(f"{out} exists already: go on with --resume, or choose another --out")
+    if not out.exists() or (
+        out.is_dir() and (not {path.name for path in out.iterdir()} - {LOCK} or _took_no_step(out))
+    ):
+        return
+    raise UserError(
+        f"{out} exists already: {'go on with --resume, or ' if checkpoint.newest(out) else ''}choose another --out"
+    )
+
+
+def _took_no_step(out: Path) -> bool:
+    """Whether a folder holds a run that ended before its first step, and nothing else."""
+    others = {path.name for path in out.iterdir()} - {
+        LOCK,
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+    }
+    saved = {path.name for path in out.glob("checkpoints/[!.]*")}
+    if others or saved - {"step-00000000"} or not (out / "metrics.jsonl").is_file():
+        return False
+    return {record["kind"] for record in read_log(out)} <= {"run", "resume"}
 
 
 def read_config(path: Path) -> RunConfig:

@@ -59,7 +59,8 @@ def _train(options: Any, world: "World") -> None:
         if (from_file or name in options) and getattr(config.model, name) != size:
             raise UserError(f"{name} is {getattr(config.model, name)}, but the images of {data.name} have {size}")
     if options.epochs:
-        iterations = math.ceil(options.epochs * len(data.images["train"]) / config.train.batch_size)
+        images = min(options.epochs * len(data.images["train"]), sys.float_info.max)
+        iterations = math.ceil(images / config.train.batch_size)
         config = config.replace(iterations=iterations, schedule_minutes=None)
 
     stop = _StopSignals()
@@ -203,6 +204,8 @@ def sample(options: Any) -> None:
     from draw import render
     from draw.noise import seeded
 
+    if options.out and options.animate and options.out.absolute() == options.animate.absolute():
+        raise UserError(f"--out and --animate are both {options.out}: give each a name of its own")
     _, model = _load_model(options)
     n = options.n or (16 if options.animate else 64)
     with torch.no_grad():
@@ -602,6 +605,8 @@ def data_check(options: Any) -> int:
         again = f"get them with: draw data get {options.name}"
     if options.json:
         _print_json({str(one.path): one.state for one in report})
+    if not report and not options.json:
+        print(f"{options.name} has no files: it comes with the package")
     for one in report if not options.json else ():
         print(f"{one.state:<8} {one.path}" + (f": {one.detail}" if one.detail else ""))
     bad = [one for one in report if one.state != "ok"]
