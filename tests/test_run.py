@@ -197,9 +197,10 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path):
 
 def test_a_run_that_took_no_step_can_be_begun_anew(tmp_path):
     run_all(tmp_path / "other", small_config(seed=3))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Trainer, "train_step", Mock(side_effect=MemoryError))
-        run_all(tmp_path / "r")
+        with pytest.raises(MemoryError):
+            run_all(tmp_path / "r")
     with (tmp_path / "r" / "metrics.jsonl").open() as log:
         first = log.readline()
     run_all(tmp_path / "r", small_config(seed=3))

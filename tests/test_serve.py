@@ -129,7 +129,7 @@ def test_nothing_is_taken(address, method):
 def test_a_run_and_its_newest_samples_are_told(address, runs):
     with listening(address) as lines:
         (kind, listing), (_, run) = messages(lines, 2)
-    assert (kind, listing) == ("runs", {"folder": runs.name, "names": ["a run"]})
+    assert (kind, listing) == ("runs", {"folder": str(runs), "names": ["a run"]})
     assert (run["name"], run["state"], run["fraction"], run["anew"]) == ("a run", "finished", 1.0, True)
     assert [point[0] for point in run["train"]] == [2, 4, 6, 8, 10, 12]
     status, headers, body = ask(address, f"/samples/a%20run/{run['sheet']}.png")

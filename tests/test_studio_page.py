@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from draw import checkpoint, cli, export, results
-from draw.config import DataConfig, RunConfig
+from draw.config import DataConfig, ModelConfig, RunConfig
+from draw.model import DRAW
 from draw.objective import losses
 from small import data_set
 from test_studio_math import evaluate_js, needs_node, node, normals
@@ -118,11 +119,16 @@ def at(page, t, panel="watch"):
     until(page, f"document.querySelector('#{panel}-transport output').textContent === 'glimpse {t} of {STEPS}'")
 
 
-def shot(page, selector):
-    """What a canvas holds, RGB, one value per image pixel."""
+def pixels_of(page, selector):
+    """What a canvas holds, RGB, 0 to 255."""
     data = page.eval_on_selector(selector, "canvas => canvas.toDataURL()")
     with Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))) as image:
-        pixels = np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("RGB")).astype(float)
+
+
+def shot(page, selector):
+    """The same, one value per image pixel."""
+    pixels = pixels_of(page, selector)
     scale = pixels.shape[0] / SIDE
     middle = ((np.arange(SIDE) + 0.5) * scale).astype(int)
     return pixels[middle][:, middle]
@@ -261,6 +267,85 @@ def test_a_photograph_of_ink_on_paper_is_cut_turned_and_made_two_valued(visit, t
     assert pixels[14, 4] == pixels[2, 14] == 0
 
 
+@pytest.mark.parametrize("value", [255, 200, 128, 60, 0])
+def test_a_picture_with_nothing_on_it_is_an_empty_sheet(visit, tmp_path, value):
+    Image.new("L", (40, 40), value).save(tmp_path / "plain.png")
+    page = visit("#tab=show&example=1")
+    page.set_input_files("#file", tmp_path / "plain.png")
+    page.wait_for_selector("#show-empty:not([hidden])")
+    assert shot(page, "#paper").max() == 0
+
+
+@pytest.mark.parametrize("ink", [255, 0])
+def test_ink_on_a_transparent_ground_is_ink(visit, tmp_path, ink):
+    drawn = np.zeros((SIDE, SIDE, 2), np.uint8)
+    drawn[4:24, 12:16] = ink, 255
+    Image.fromarray(drawn, "LA").save(tmp_path / "ink.png")
+    page = visit("#tab=show")
+    page.set_input_files("#file", tmp_path / "ink.png")
+    page.wait_for_selector("#reading:not([hidden])")
+    np.testing.assert_array_equal(shot(page, "#paper")[..., 0], drawn[..., 1])
+
+
+def test_one_finger_draws_and_a_second_one_does_not(visit):
+    page = visit("#tab=show", has_touch=True)
+    box, session = page.locator("#paper").bounding_box(), page.context.new_cdp_session(page)
+
+    def touch(kind, *places):
+        points = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": i}
+            for i, (x, y) in enumerate(places)
+        ]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (0.2, 0.2))
+    touch("touchStart", (0.2, 0.2), (0.8, 0.8))
+    touch("touchMove", (0.3, 0.2), (0.8, 0.9))
+    touch("touchMove", (0.4, 0.2), (0.7, 0.9))
+    touch("touchEnd")
+    page.wait_for_selector("#reading:not([hidden])")
+    rows, columns = np.nonzero(shot(page, "#paper")[..., 0])
+    assert rows.max() < 0.3 * SIDE
+    assert columns.min() < 0.25 * SIDE
+    assert 0.35 * SIDE < columns.max() < 0.5 * SIDE
+    touch("touchStart", (0.8, 0.8))  # another stroke, after the first finger has gone
+    touch("touchEnd")
+    until(page, "document.querySelector('#paper').getContext('2d').getImageData(22, 22, 1, 1).data[0] === 255")
+
+
+@pytest.fixture(scope="module")
+def colour_file(tmp_path_factory):
+    model = DRAW(ModelConfig(12, 12, 3, steps=2, enc_size=4, dec_size=4, z_size=2), mean_pixel=0.5)
+    path = tmp_path_factory.mktemp("colour") / "page.html"
+    export.write_page(path, *export.pack(model, about={"name": "colour"}))
+    return path
+
+
+def test_a_stroke_mixes_with_what_is_under_it_and_has_one_width_in_every_colour(chromium, colour_file):
+    covers = []
+    with visiting(chromium, "error") as visit:
+        for colour in ("#ffffff", "#000000", "#00ff00"):
+            page = visit(colour_file.as_uri() + "#tab=show")
+            page.fill("#colour", colour)
+            before = pixels_of(page, "#paper")
+            box = page.locator("#paper").bounding_box()
+            page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
+            page.mouse.down()
+            page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"], steps=9)
+            page.mouse.up()
+            ink = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+            cover = (pixels_of(page, "#paper") - before) / (ink - before)
+            assert np.ptp(cover, axis=2).max() < 0.02  # the same of every channel
+            covers.append(cover[..., 0])
+    white, black, green = covers
+    assert white.min() > -0.01
+    assert white.max() < 1.01
+    assert white.sum() > 5
+    assert ((white > 0.01) & (white < 0.99)).any()  # a soft edge
+    np.testing.assert_allclose(white, black, atol=0.02)
+    np.testing.assert_allclose(white, green, atol=0.02)
+
+
 @pytest.mark.parametrize(("kind", "target"), [("drop", "#drop"), ("paste", "body")])
 def test_a_picture_is_dropped_or_pasted_from_any_tab(visit, kind, target):
     bar = np.zeros((SIDE, SIDE), np.uint8)
@@ -297,8 +382,43 @@ def test_a_file_that_is_no_image_is_said_to_be_none(visit, tmp_path):
     (tmp_path / "note.png").write_text("nothing")
     page = visit("#tab=show")
     page.set_input_files("#file", tmp_path / "note.png")
-    page.wait_for_selector("#error:not([hidden])")
-    assert "choose a PNG" in page.inner_text("#error")
+    page.wait_for_selector("#status:not(:empty)")
+    assert "choose a PNG" in page.inner_text("#status")
+    assert page.is_visible("#status")
+
+
+def test_an_animation_that_is_not_there_yet_is_said_to_be(visit):
+    page = visit("#n=64&t=0", reduced_motion="no-preference")
+    page.evaluate("""() => {  // before the next answer of the worker
+        document.querySelector('#new-seed').click();
+        document.querySelector('#save-gif').click();
+    }""")
+    assert page.is_visible("#status")
+    assert page.inner_text("#status").startswith("Still drawing")
+
+
+def test_a_seed_that_is_none_is_said_and_taken_back(visit):
+    page = visit("#seed=5")
+    page.fill("#seed", "-1")
+    page.press("#seed", "Enter")
+    assert page.is_visible("#status")
+    assert page.inner_text("#status").startswith("A seed is a whole number")
+    assert page.input_value("#seed") == "5"
+
+
+def test_keys_work_where_the_slider_has_the_focus(visit):
+    page = visit("#t=4&seed=5")
+    at(page, 4)
+    page.focus("#watch-transport input")
+    page.keyboard.press("ArrowRight")  # the slider's own
+    at(page, 5)
+    page.keyboard.press("n")
+    until(page, "Number(document.querySelector('#seed').value) !== 5")
+    page.keyboard.press("End")
+    at(page, STEPS)
+    page.focus("#seed")
+    page.keyboard.press("r")  # a number's field needs all keys
+    at(page, STEPS)
 
 
 def test_everything_can_be_done_by_keyboard(visit):

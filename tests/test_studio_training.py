@@ -146,6 +146,25 @@ def test_two_runs_are_overlaid_and_named(visit, address):
     assert again.inner_text("#sheet figcaption") == "second, samples after step 20"
 
 
+def test_what_a_finger_reads_stays(visit, address):
+    page = visit(address, viewport={"width": 360, "height": 740}, has_touch=True)
+    until(page, "document.querySelectorAll('#curves .raw').length === 2")
+    box = page.locator("#curves").bounding_box()
+    page.touchscreen.tap(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    until(page, "document.querySelector('#readout').textContent.includes(' at step ')")
+    page.wait_for_timeout(200)
+    assert " at step " in page.inner_text("#readout")
+
+
+def test_only_costs_are_said_to_be_better_when_lower(visit, address):
+    page = visit(address)
+    until(page, "document.querySelectorAll('#curves .name').length === 2")
+    assert "Nats per image, lower is better." in page.inner_text("#curves-help")
+    page.check("[name=curve][value=loss_z]")
+    until(page, "document.querySelector('#curves-help').textContent.includes('it rises while a network learns')")
+    assert "lower" not in page.inner_text("#curves-help")
+
+
 def test_all_of_it_can_be_done_by_keyboard(visit, address):
     page = visit(address)
     until(page, "document.querySelectorAll('#runs li').length === 2")

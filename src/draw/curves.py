@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from draw.errors import UserError
 from draw.render import require_png, write_whole
 
+TITLE = 48  # characters for which there is room; of a longer path its end
 Record = Mapping[str, Any]  # a line of metrics.jsonl
 
 
@@ -41,7 +42,7 @@ def curve(records: Iterable[Record], path: Path, title: str) -> None:
     parts = {"loss_x_nats": ("reconstruction\nloss_x", "#2f8f6b"), "loss_z_nats": ("KL\nloss_z", "#b5702a")}
     _plot(below, train, valid, parts)
     _mark_best(above, valid)
-    above.set_title(title, loc="left")
+    above.set_title(title if len(title) <= TITLE else "\N{HORIZONTAL ELLIPSIS}" + title[1 - TITLE :], loc="left")
     above.set_title("lines: training, circles: validation", loc="right", fontsize=8, color="0.45")
     above.margins(x=0.02)
     below.set_xlabel("minutes of training")

@@ -63,7 +63,7 @@ class Runs:
             raise UserError(f"no folder {folder}; draw train demo --out {folder / 'demo'} makes it with a first run")
         if (folder / LOG).exists():
             raise UserError(f"{folder} is a run itself: name the folder it is in, --runs {folder.resolve().parent}")
-        self.folder = folder.resolve()
+        self.given, self.folder = folder, folder.resolve()
         self.found: dict[str, Run] = {}
         self._logs: dict[str, _Log] = {}
         self._looked = -math.inf

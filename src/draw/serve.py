@@ -16,6 +16,7 @@ import hmac
 import ipaddress
 import json
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -205,7 +206,7 @@ class _Events:
             runs = await asyncio.to_thread(self.runs.look)
             if names != list(runs):
                 names = list(runs)
-                listing = {"folder": self.runs.folder.name, "names": names}
+                listing = {"folder": shlex.quote(str(self.runs.given)), "names": names}
                 await say(f"event: runs\ndata: {json.dumps(listing)}\n\n")
             for message in news(runs, told):
                 spoke = time.monotonic()

@@ -187,10 +187,14 @@ async function main() {
   document.documentElement.dataset.ready = "";
 }
 
+/** Keys that an input needs itself; of other types, all. */
+const OWN = { range: /^(Arrow|Page|Home|End)/, radio: /^( |Arrow)/, checkbox: /^ $/ };
+
 /** Keys that work wherever the focus is not on something that needs them itself. */
 function keys({ state, steps, about }, tabs, { change, newSeed, again }) {
   document.addEventListener("keydown", (event) => {
-    if (state.tab === "training" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea, summary")) return;
+    if (state.tab === "training" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, textarea, summary")) return;
+    if (event.target.matches("input") && (OWN[event.target.type] ?? /./).test(event.key)) return;
     const { player } = tabs[state.tab], key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (key === " " && event.target.closest("button")) return; // it presses the button
     const actions = {

@@ -7,8 +7,14 @@ export function fail(message) {
   $("error").hidden = false;
 }
 
-/** Tells screen readers. */
-export const say = (message) => ($("status").textContent = message);
+let quiet = 0;
+
+/** Tells everyone, for as long as it takes to read it. */
+export function say(message) {
+  $("status").textContent = message;
+  clearTimeout(quiet);
+  quiet = setTimeout(() => ($("status").textContent = ""), 6000);
+}
 
 /** A window as a thin line, where its border would hide what matters. */
 export const thin = ({ box, colour }) => ({ box: { ...box, sigma: 0 }, colour });

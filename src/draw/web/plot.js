@@ -1,6 +1,6 @@
 /* Curves as SVG. It knows lines and axes, and nothing of runs or of the page's state. */
 
-const LEFT = 48, TOP = 14, BOTTOM = 40, APART = 15; // pixels; lines of text are APART
+const LEFT = 48, TOP = 14, BOTTOM = 40, APART = 15, NAME = 150; // pixels; lines of text are APART, a name is at most NAME long
 
 /** An SVG element with its attributes. */
 function make(name, attributes = {}, text = "") {
@@ -100,9 +100,13 @@ export function plot(svg, lines, { label, cursor }) {
 /** The lines' names beside their ends, moved apart where they would overlap. */
 function names(ends, height) {
   ends.sort((a, b) => a.y - b.y);
-  ends.forEach((end, i) => (end.y = Math.max(end.y, TOP, i ? ends[i - 1].y + APART : 0)));
-  let lowest = height - BOTTOM;
-  for (const end of ends.toReversed()) lowest = (end.y = Math.min(end.y, lowest)) - APART;
+  const beside = (one, other) => Math.abs(one.x - other.x) < NAME;
+  ends.forEach((end, i) => (end.y = Math.max(end.y, TOP, ...ends.slice(0, i).filter((other) => beside(end, other)).map(({ y }) => y + APART))));
+  ends.sort((a, b) => a.y - b.y);
+  for (let i = ends.length - 1; i >= 0; i--) {
+    const below = ends.slice(i + 1).filter((other) => beside(ends[i], other)).map(({ y }) => y - APART);
+    ends[i].y = Math.min(ends[i].y, height - BOTTOM, ...below);
+  }
   return ends.map(({ name, slot, x, y }) =>
     make("text", { class: `run-${slot} name`, x: x + 10, y: y + 4 }, name.length > 20 ? `${name.slice(0, 19)}…` : name));
 }

@@ -2,7 +2,7 @@
 import { lossX, rectangle, shareBelow, sigmoid } from "./draw.js";
 import { SEEDS, bitsFrom, bitsToText } from "./state.js";
 import { READ, WRITE, fit, picture, place, probability, show, signedPicture } from "./view.js";
-import { $, fail, thin } from "./common.js";
+import { $, say, thin } from "./common.js";
 import { paper } from "./paper.js";
 import { Player } from "./player.js";
 
@@ -79,7 +79,8 @@ export function readingTab(page) {
     const error = Float64Array.from(x, (value, i) => value - sigmoid(canvas[i])); // what the next glimpse would see
     show($("missing"), signedPicture(error, 0, size, 1), []);
     show($("drawn"), picture(canvas, 0, size, probability), windowsAt("writeWindow", write_n, 0, WRITE));
-    $("looked-caption").textContent = read_n === null ? "it sees the whole picture" : "where it looks, the last three windows";
+    const looked = reading.settled ? "what it read" : "where it looks, the last three windows";
+    $("looked-caption").textContent = read_n === null ? "it sees the whole picture" : looked;
     const kls = reading.glimpses.map(({ kl }) => kl[0]);
     reading.drawBars(kls, "KL of each glimpse, nats");
     const pixels = glimpse ? glimpse.lossX[0] : lossX(x, canvas0, 1)[0];
@@ -125,10 +126,9 @@ export function readingTab(page) {
     if (!blob) return;
     try {
       await pad.load(blob);
-      $("error").hidden = true;
       drew(0);
     } catch {
-      fail("That is no image this browser can read: choose a PNG, JPEG, GIF or WebP file.");
+      say("That is no image this browser can read: choose a PNG, JPEG, GIF or WebP file.");
     }
   }
 

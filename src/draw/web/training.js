@@ -5,6 +5,9 @@ import { plot } from "./plot.js";
 const COLOURS = 8; // in style.css
 const COLUMN = { bound: 2, loss_x: 3, loss_z: 4 }; // of a point: step, seconds, bound, loss_x, loss_z
 const CURVE = { bound: "Bound", loss_x: "Reconstruction cost", loss_z: "Latent cost" };
+const MEANING = {
+  bound: ", lower is better", loss_x: ", lower is better", loss_z: ": what the latents tell of an image; it rises while a network learns to use them",
+};
 const AGAIN = 5000; // milliseconds after which a server that refused is asked again
 
 const whole = (value) => value.toLocaleString("en", { maximumFractionDigits: 0 });
@@ -21,7 +24,7 @@ export function trainingTab(page) {
   const { state, remember } = page;
   const runs = new Map(); // by name, each with all its points
   const items = new Map(); // by name, the elements that show a run
-  let source = null, cursor = null, drawing = 0, again = 0;
+  let source = null, cursor = null, drawing = 0, again = 0, told = false;
 
   // What the server says
 
@@ -47,6 +50,7 @@ export function trainingTab(page) {
   }
 
   function listed({ folder, names }) {
+    told = true;
     $("folder").textContent = folder;
     for (const name of [...runs.keys()].filter((name) => !names.includes(name))) {
       runs.delete(name);
@@ -82,7 +86,7 @@ export function trainingTab(page) {
     drawing ||= requestAnimationFrame(() => {
       drawing = 0;
       const sorted = [...runs.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
-      $("training-empty").hidden = sorted.length > 0;
+      $("training-empty").hidden = sorted.length > 0 || !told;
       $("plot").hidden = $("run-panel").hidden = sorted.length === 0;
       sorted.forEach((run, i) => {
         const { item } = (items.has(run.name) ? items : items.set(run.name, itemOf(run))).get(run.name);
@@ -102,6 +106,7 @@ export function trainingTab(page) {
     const svg = $("curves");
     const label = state.axis === "steps" ? "training steps" : "minutes of training";
     const ends = lines.map(({ name, train, valid }) => `${name} ${(train.length ? train : valid).at(-1)[1].toFixed(1)}`);
+    $("curves-meaning").textContent = MEANING[state.curve];
     svg.setAttribute("aria-label", `${CURVE[state.curve]} in nats over ${label}; now ${ends.join(", ") || "nothing to show"}`);
     if (!svg.clientWidth || lines.length === 0) return svg.replaceChildren();
     const read = plot(svg, lines, { label, cursor });
@@ -183,8 +188,10 @@ export function trainingTab(page) {
     draw();
   };
   const area = () => svg.querySelector(".axis")?.getBoundingClientRect();
-  svg.addEventListener("pointermove", ({ clientX }) => area() && read((clientX - area().left) / area().width));
-  svg.addEventListener("pointerleave", () => read(null));
+  const readAt = ({ clientX }) => area() && read((clientX - area().left) / area().width);
+  svg.addEventListener("pointermove", readAt);
+  svg.addEventListener("pointerdown", readAt);
+  svg.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && read(null)); // what a finger reads stays
   svg.addEventListener("blur", () => read(null));
   svg.addEventListener("keydown", (event) => {
     const to = { ArrowLeft: (cursor ?? 1) - 0.02, ArrowRight: (cursor ?? 0) + 0.02, Home: 0, End: 1, Escape: null }[event.key];

@@ -98,7 +98,8 @@ export function watchTab(page) {
     }
     const stage = $("watch").querySelector(".stage").clientWidth;
     if (stage) {
-      const tall = Math.max(240, innerHeight - 245) * (width / height);
+      const stacked = matchMedia("(max-width: 800px)").matches; // the controls lie below, and a canvas may fill the screen
+      const tall = Math.max(240, innerHeight - (stacked ? 60 : 245)) * (width / height);
       for (const canvas of cells) fit(canvas, size, (Math.min(stage, tall) - 6 * (columns - 1)) / columns);
       const pair = Math.min((stage - 12) / 2, Math.max(200, tall - 80));
       for (const id of ["large-canvas", "large-stroke"]) fit($(id), size, pair);
