@@ -427,3 +427,9 @@ def test_a_closed_output_is_no_failure():
 
 def test_a_set_without_files_is_said_to_have_none(draw):
     assert "glyphs has no files" in draw("data", "check", "glyphs")
+
+
+def test_a_run_named_as_a_configuration_is_told_what_to_name(refused, place):
+    line = refused("train", place / "run", "--out", place / "another")
+    assert "is a run's folder: go on with --resume --out" in line
+    assert line.rstrip().endswith("run/config.json")

@@ -106,6 +106,11 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         config = run.read_config(out / "config.json")
     elif options.config.endswith(".json"):
         config = run.read_config(Path(options.config))
+    elif options.config not in PRESETS and (Path(options.config) / "config.json").is_file():
+        raise UserError(
+            f"{options.config} is a run's folder: go on with --resume --out {options.config}, or begin another like it "
+            f"with {Path(options.config) / 'config.json'}"
+        )
     else:
         config = preset(options.config)
     given = {
