@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from draw.config import EvalConfig, TrainConfig
-from draw.distributions import Bernoulli
+from draw.distributions import Bernoulli, kl_per_latent
+from draw.errors import UserError
 from draw.evaluation import evaluate
+from draw.model import DRAW
 from draw.training import NonFiniteError, Trainer, glimpses, learning_rate, schedule_fraction
 from small import data_set, in_patches, small_config
 
@@ -192,3 +194,48 @@ def test_glimpses_double_from_the_first_number_to_all_of_them():
 def test_without_growth_there_are_always_all_glimpses():
     assert glimpses(TrainConfig(), 30, 0, 0.0) == 30
     assert glimpses(TrainConfig(grow_from=99), 30, 0, 0.0) == 30
+
+
+def test_only_the_latents_that_are_awake_are_in_use_at_the_start():
+    trainer = Trainer(small_config(awake=2), data_set())
+    model, x = trainer.model, trainer.batch(0)
+    whole = DRAW(small_config().model, mean_pixel=data_set().mean_pixel)
+    for name, weight in model.named_parameters():  # nothing else differs
+        if name not in (
+            "decoder.to_gates.weight",
+            "to_mu.weight",
+            "to_mu.bias",
+            "to_log_sigma.weight",
+            "to_log_sigma.bias",
+        ):
+            assert torch.equal(weight, whole.get_parameter(name))
+    eps = model.noise(len(x), "noise")
+    drawing = model(eps, x)
+    per_latent = kl_per_latent(drawing.latent.q, drawing.latent.p)
+    assert (per_latent[..., :2] > 0).all()
+    assert (per_latent[..., 2:] == 0).all()
+    other = eps.clone()
+    other[..., 2:] += 1
+    assert torch.equal(model(other, x).canvas, drawing.canvas)
+    other[..., :2] += 1
+    assert not torch.equal(model(other, x).canvas, drawing.canvas)
+
+
+def test_a_sleeping_latent_can_wake():
+    trainer = trained(12, small_config(awake=2))
+    assert (trainer.model.decoder.to_gates.weight[:, 2:4] != 0).any()
+    assert (trainer.model.to_mu.weight[2:] != 0).any()
+
+
+def test_more_latents_awake_than_there_are_is_all():
+    assert_same_state(trained(3), trained(3, small_config(awake=9)))
+
+
+def test_latents_of_another_cell_cannot_be_put_to_sleep():
+    class Plain(torch.nn.Module):
+        def __init__(self, input_size, size):
+            super().__init__()
+            self.map = torch.nn.Linear(input_size + size, size)
+
+    with pytest.raises(UserError, match="awake needs the paper's LSTM, not Plain"):
+        Trainer(small_config(awake=2), data_set(), build=lambda config, **start: DRAW(config, cell=Plain, **start))

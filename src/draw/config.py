@@ -166,6 +166,7 @@ class TrainConfig:
     fall_from: float = _option(0.0, "share of the schedule after which the learning rate falls, as half a cosine")
     grow_from: int | None = _option(None, "glimpses to begin with; doubled at even intervals until there are T")
     grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
+    awake: int | None = _option(None, "latents in use at the start; the others are silent until they learn; none: all")
     clip_norm: float = _option(10.0, "largest global gradient norm, nats")
     weight_decay: float = _option(0.0, "share of every weight matrix taken off per step, times the rate (AdamW)")
     ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
@@ -188,6 +189,7 @@ class TrainConfig:
         _require(0 <= self.weight_decay < math.inf, f"weight_decay must be 0 or more, got {self.weight_decay}")
         grow_from = self.grow_from
         _require(grow_from is None or grow_from >= 1, f"grow_from must be at least 1, or none, got {grow_from}")
+        _require(self.awake is None or self.awake >= 1, f"awake must be at least 1, or none for all, got {self.awake}")
         _require(0 <= self.fall_from < 1, f"fall_from must be in [0, 1), got {self.fall_from}")
         _require(0 < self.grow_until <= 1, f"grow_until must be in (0, 1], got {self.grow_until}")
         _require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")

@@ -44,8 +44,8 @@ class Evaluation:
     kl_per_latent_nats: list[float] = field(default_factory=list)  # over all glimpses; empty in records older than it
     above_entropy_nats: float | None = None  # of intensities as targets: bound - their own entropy, the least L^x
     above_entropy_se: float | None = None
-    # The bound's standard error over its samples, images and pixels the same: what other latents would change. None of
-    # one.
+    # The bound's standard error over its samples, of the same images and pixels: what other latents would change; None
+    # of a single sample.
     bound_sampling_se: float | None = None
 
 

@@ -58,6 +58,7 @@ FIXED_ON_RESUME = (
     "ema_decay",
     "clip_norm",
     "weight_decay",
+    "awake",
     "grow_from",
     "log_every",
     "validation_images",

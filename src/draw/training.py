@@ -17,7 +17,7 @@ from draw import fast
 from draw.config import RunConfig, SpeedConfig, TrainConfig
 from draw.data import DataSet, batch_indices, intensities, random_patches
 from draw.errors import NonFiniteError, UserError
-from draw.model import DRAW, require_same_tensors
+from draw.model import DRAW, LSTM, require_same_tensors
 from draw.noise import seeded
 from draw.objective import losses
 from draw.parallel import World
@@ -98,6 +98,8 @@ class Trainer:
         self.data = data.to(device)
         self.step = 0
         self.model = build(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
+        if config.train.awake is not None:
+            leave_awake(self.model, config.train.awake)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         steps = None if config.train.schedule_minutes else config.train.iterations
         images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two
@@ -238,6 +240,23 @@ class Trainer:
         """Go on from the state that rank 0 has loaded, which is of `step` steps."""
         self.world.copy_from_main([*self.state().values(), *self.ema.state_dict().values()])
         self.step = step
+
+
+@torch.no_grad()
+def leave_awake(model: DRAW, latents: int) -> None:
+    """Let the first so many latents alone be in use: of all others q is N(0, I), and the decoder hears nothing of them.
+
+    The others' posteriors have no gradient until the decoder's weights for them, which have one, have left zero.
+
+    Raises:
+        UserError: If the decoder is not the paper's, so that its weights for the latents are not known.
+    """
+    if not isinstance(model.decoder, LSTM):
+        raise UserError(f"awake needs the paper's LSTM, not {type(model.decoder).__name__}: leave it at none")
+    model.decoder.to_gates.weight[:, latents : model.config.z_size] = 0  # of its inputs z comes first
+    for layer in (model.to_mu, model.to_log_sigma):
+        layer.weight[latents:] = 0
+        layer.bias[latents:] = 0
 
 
 @torch.no_grad()
