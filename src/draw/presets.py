@@ -57,7 +57,7 @@ PRESETS = {
     "mnist-1h": RunConfig(
         model=ModelConfig(steps=32),
         data=DataConfig(source="binarized-mnist"),
-        train=TrainConfig(iterations=20_000, learning_rate=3e-3, fall_from=0.7, weight_decay=0.1),
+        train=TrainConfig(iterations=20_000, learning_rate=3e-3, fall_from=0.7, weight_decay=0.1, awake=4),
     ),
     "mnist-3h": RunConfig(
         data=DataConfig(source="binarized-mnist"),
