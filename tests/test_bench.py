@@ -251,7 +251,7 @@ def test_growth_is_a_table_a_json_file_and_a_plot_for_each_axis(no_processes, ca
         (["trian"], "unknown what 'trian'; did you mean 'train'?"),
         (["--preset", "mnits"], "unknown --preset 'mnits'; did you mean 'mnist'?"),
         (["--against", "plane"], "unknown --against 'plane'; did you mean 'plain'?"),
-        (["--repeats", "0"], "expected a whole number, at least 1, got '0'"),
+        (["--repeats", "0"], "expected a whole number from 1 to 1,000,000, got '0'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--images", "5"], "--images is for evaluate"),
         (["evaluate", "--grow"], "--grow is of training steps: leave out 'evaluate'"),

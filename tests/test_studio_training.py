@@ -87,7 +87,8 @@ def test_a_run_is_followed_while_it_trains(visit, folder):
     with serving("--runs", folder) as (url, _):
         page = visit(url)
         assert page.get_attribute("#tab-training", "aria-selected") == "true"
-        assert page.inner_text("#training-empty").endswith("draw train demo --out runs/demo")
+        page.wait_for_selector("#training-empty:not([hidden])")  # after the server has said that there are none
+        assert page.inner_text("#training-empty").endswith(f"draw train demo --out {folder}/demo")
         command = [sys.executable, "-m", "draw", "train", "demo", "--data", str(folder.parent / "small.npz"), "--out",
                    str(folder / "demo"), *SMALL, "--log-every", "20", "--validate-every", "200",
                    "--schedule-minutes", "0.2",
