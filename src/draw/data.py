@@ -18,13 +18,12 @@ from draw.config import DataConfig
 from draw.errors import UserError, nearest
 from draw.noise import seeded
 from draw.published import Arrays
-from draw.shards import Shards
+from draw.shards import BINARIZATIONS, Shards
 from draw.sources import Progress
 
 Images = UInt8[Tensor, "_ c h w"]  # splits differ in length
 Labels = Int64[Tensor, " _"]
 
-BINARIZATIONS = ("static", "stochastic", "none")
 _CHUNK = 4096  # images at a time, where a temporary of the whole set would be many times its size
 
 
@@ -85,7 +84,7 @@ class DataSet:
     @property
     def mean_pixel(self) -> float:
         """The mean intensity of the training images, in [0, 1]."""
-        train = self.images["train"]
+        train = self.split("train")
         if isinstance(train, Shards):
             return train.mean_pixel
         return train.sum(dtype=torch.int64).item() / (255 * train.numel())
@@ -93,7 +92,7 @@ class DataSet:
     @property
     def images_sha256(self) -> str:
         """The SHA-256 of the training images' pixels in their order, whole ones': the same in memory and packed."""
-        train = self.images["train"] if self.whole is None else self.whole
+        train = self.split("train") if self.whole is None else self.whole
         return (
             train.sha256
             if isinstance(train, Shards)

@@ -120,10 +120,10 @@ def chosen_examples(data: DataSet, seed: int = 0) -> tuple[UInt8[Tensor, "n c h 
     """
     labels = data.labels.get("test")
     if labels is None or len(labels.unique()) != EXAMPLES:
-        chosen = spread(len(data.images["test"]), EXAMPLES)
+        chosen = spread(len(data.split("test")), EXAMPLES)
     else:
         chosen = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()])
-    shown = intensities(data.images["test"][chosen], data.binarization, seeded(seed, "binarize"))
+    shown = intensities(data.split("test")[chosen], data.binarization, seeded(seed, "binarize"))
     return shown.mul(255).byte(), [] if labels is None else labels[chosen].tolist()
 
 

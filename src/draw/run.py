@@ -255,7 +255,7 @@ def reading_of(out: Path, step: int) -> Path:
 def _reading(trainer: Trainer) -> Image.Image:
     # The same images from the same noise at every validation, so that the pictures make a film.
     model, data, seed = trainer.ema, trainer.data, trainer.config.train.seed
-    images = data.images["valid"]
+    images = data.split("valid")
     x = intensities(images[spread(len(images), READINGS)], data.binarization, seeded(seed, "binarize"))
     x = x.to(model.canvas0)
     with torch.no_grad():

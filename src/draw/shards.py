@@ -27,6 +27,7 @@ from draw.sources import Checked, File, check_file
 FORMAT = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
+BINARIZATIONS = ("static", "stochastic", "none")
 HEADER = 128  # bytes
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -86,7 +87,7 @@ class Manifest:
     def __post_init__(self) -> None:
         good = len(self.shape) == 3 and self.shape[0] in (1, 3) and min(self.shape) >= 1
         _expect(good, f"shape is {list(self.shape)}; expected channels (1 or 3), height, width")
-        _expect(self.binarization in ("static", "stochastic", "none"), f"binarization is {self.binarization!r}")
+        _expect(self.binarization in BINARIZATIONS, f"binarization is {self.binarization!r}")
         _expect(sorted(self.splits) == sorted(SPLITS), f"splits are {', '.join(self.splits)}, not {', '.join(SPLITS)}")
 
     def files(self, split: str) -> tuple[File, ...]:

@@ -127,7 +127,7 @@ class Trainer:
     def batch(self, step: int) -> Float[Tensor, "b c h w"]:
         """This rank's share of the training images of a step, or of random patches of them, binarised."""
         config, whole = self.config.train, self.data.whole
-        images = self.data.images["train"] if whole is None else whole
+        images = self.data.split("train") if whole is None else whole
         share = self.world.share(config.batch_size)
         index = batch_indices(len(images), config.batch_size, config.seed, step)[share]
         if images.device.type == "cuda":
@@ -196,7 +196,7 @@ class Trainer:
         self._sums.zero_()
         return Metrics(
             step=self.step,
-            epoch=self.step * config.batch_size / len(self.data.images["train"]),
+            epoch=self.step * config.batch_size / len(self.data.split("train")),
             glimpses=self.model.config.steps,
             seconds=seconds,
             bound_nats=bound,

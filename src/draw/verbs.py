@@ -59,7 +59,7 @@ def _train(options: Any, world: "World") -> None:
         if (from_file or name in options) and getattr(config.model, name) != size:
             raise UserError(f"{name} is {getattr(config.model, name)}, but the images of {data.name} have {size}")
     if options.epochs:
-        images = min(options.epochs * len(data.images["train"]), sys.float_info.max)
+        images = min(options.epochs * len(data.split("train")), sys.float_info.max)
         iterations = math.ceil(images / config.train.batch_size)
         config = config.replace(iterations=iterations, schedule_minutes=None)
 
