@@ -324,6 +324,8 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["train", "nothing.json"], "nothing.json cannot be read"),
         (["train", "demo", "--seed", str(2**63)], "seed must be from 0 to 2**63 - 1"),
         (["train", "demo", "--iterations", "5", "--epochs", "2"], "give one of --iterations, --epochs"),
+        (["train", "demo", "--grow-from", "11"], "--grow-from 11 is more than all 10 glimpses"),
+        (["train", "demo", "--skip-bad"], "size, grey and skip-bad are for folder:PATH, not for glyphs"),
         (["train", "demo", "--batch-size", str(10**12)], "batch_size must be at most 1,000,000"),
         (["train", "demo", "--steps", str(10**21)], "steps must be at most 1,000,000, got 1000"),
         (["train", "demo", "--read-n", str(10**21)], "read_n must be at most 1,000,000, got 1000"),

@@ -253,8 +253,8 @@ def path_of(config: DataConfig) -> Path:
     prefix = next((prefix for prefix in ("folder:", "packed:") if source.startswith(prefix)), "")
     if prefix and source == prefix:
         raise UserError(f"{prefix} needs a path, such as {prefix}photos")
-    if prefix != "folder:" and (config.size is not None or config.grey):
-        raise UserError(f"size and grey are for folder:PATH, not for {source}")
+    if prefix != "folder:" and (config.size is not None or config.grey or config.skip_bad):
+        raise UserError(f"size, grey and skip-bad are for folder:PATH, not for {source}")
     return Path(source.removeprefix(prefix)).expanduser()
 
 

@@ -128,7 +128,10 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
     _settings_of(given)
     if "iterations" in given:
         given.setdefault("schedule_minutes", None)
-    return config.replace(**given), out, found
+    config = config.replace(**given)
+    if (given.get("grow_from") or 0) > config.model.steps:  # a preset's may be, where fewer glimpses are asked for
+        raise UserError(f"--grow-from {config.train.grow_from} is more than all {config.model.steps} glimpses")
+    return config, out, found
 
 
 def _settings_of(given: dict[str, Any]) -> None:
@@ -138,6 +141,7 @@ def _settings_of(given: dict[str, Any]) -> None:
         if not given["source"].startswith("folder:"):
             given.setdefault("size", None)
             given.setdefault("grey", False)
+            given.setdefault("skip_bad", False)
 
 
 def _absolute(source: str) -> str:
