@@ -331,7 +331,7 @@ def test_a_run_that_failed_before_it_began_leaves_its_folder_free(tmp_path, monk
 
 def test_a_validation_of_one_image_can_be_logged_to_tensorboard(tmp_path, monkeypatch):
     board = MagicMock()
-    monkeypatch.setattr(run, "_tensorboard", lambda _: board)
+    monkeypatch.setattr(run, "_tensorboard", lambda *_: board)
     run_all(tmp_path / "r", small_config(validation_images=1), tensorboard=True)
     written = {call.args[0]: call.args[1] for call in board.add_scalar.call_args_list}
     assert "valid/bound_nats" in written

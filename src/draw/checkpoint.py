@@ -147,7 +147,8 @@ def _write_all(
     sha256 = {}
     for file, tensors in ((MODEL, model), (TRAINING, training)):
         if tensors is not None:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / file)
+            # Copies, since two names may be one weight, which the format does not know.
+            save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, folder / file)
             _flush(folder / file)
             sha256[file] = _sha256(folder / file)
     description = {"format": FORMAT, "config": to_dict(config), "step": step, "seconds": float(seconds)}

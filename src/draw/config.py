@@ -187,8 +187,8 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
         _require(0 <= self.weight_decay < math.inf, f"weight_decay must be 0 or more, got {self.weight_decay}")
-        grow_from = self.grow_from
-        _require(grow_from is None or grow_from >= 1, f"grow_from must be at least 1, or none, got {grow_from}")
+        if self.grow_from is not None:
+            _require_count("grow_from", self.grow_from)
         _require(self.awake is None or self.awake >= 1, f"awake must be at least 1, or none for all, got {self.awake}")
         _require(0 <= self.fall_from < 1, f"fall_from must be in [0, 1), got {self.fall_from}")
         _require(0 < self.grow_until <= 1, f"grow_until must be in (0, 1], got {self.grow_until}")
@@ -323,7 +323,7 @@ def strict_json(text: str, where: str = "") -> Any:
 
     try:
         return json.loads(text, parse_constant=no_constant, object_pairs_hook=no_repeats)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where or 'configuration'} is not valid JSON: {error}") from error
 
 

@@ -83,7 +83,8 @@ def _plot(axes: Axes, train: Sequence[Record], valid: Sequence[Record], lines: M
 def _mark_best(axes: Axes, valid: Sequence[Record]) -> None:
     if not valid:
         return
-    best = min(valid, key=lambda r: (-r.get("glimpses", 0), r["bound_nats"]))  # as in draw.run
+    most = max(r.get("glimpses", 0) for r in valid)  # for lines of a time when they were not logged
+    best = min(valid, key=lambda r: (-r.get("glimpses", most), r["bound_nats"]))  # as in draw.run
     error = f" ± {best['bound_se']:.1f}" if best.get("bound_se") else ""
     axes.plot(best["seconds"] / 60, best["bound_nats"], "o", color="#3b6ea8", markersize=6)
     text = f"best validation bound {best['bound_nats']:.1f}{error}"

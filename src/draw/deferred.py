@@ -6,6 +6,9 @@ product instead of T products and T sums. Also where the precision of the layers
 rows with a weight and a bias of its own, such as one whose weight is computed, runs as it is.
 """
 
+import functools
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,8 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from draw.errors import UserError
 from draw.model import DRAW, stack
-from draw.types import Latent, State, Unroll
+from draw.types import Gaussian, Latent, State, Unroll
 
 
 def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled: bool = False) -> Unroll:
@@ -25,19 +29,39 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
         model: Its weights are read at each call.
         precision: Of the factors and the result of the layers' products; all else is as it was.
         compiled: Fuse what is around the products by torch.compile.
+
+    Raises:
+        UserError: When called, if a glimpse uses other layers than the first, or the same ones in another order.
     """
+    layers = _Listed()
+    listed: list[Tensor] = []  # the weights of the model at that time
 
     def step(
-        state: State, eps: Tensor, x: Tensor, weights: list[Tensor], biases: list[Tensor], marks: list[Tensor]
+        state: State,
+        eps: Tensor,
+        x: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        marks: list[Tensor],
+        own: list[Tensor] | None = None,
     ) -> tuple[State, Latent, list[Tensor]]:
         inputs: list[Tensor] = []
-        with _Marked(weights, biases, marks, inputs):
+        with _Marked(weights, biases, marks, inputs, own):
             state, trace = model.step(state, eps, x)
         return state, trace.latent, inputs
 
-    run = torch.compile(step, dynamic=False, fullgraph=True) if compiled else step
-    layers = _Listed()
-    listed: list[Tensor] = []  # the weights of the model at that time
+    steps: dict[torch.Size, Callable[..., tuple[State, Latent, list[Tensor]]]] = {}
+
+    def step_for(shape: torch.Size) -> Callable[..., tuple[State, Latent, list[Tensor]]]:
+        if not compiled:
+            return functools.partial(step, own=layers.weights)
+        if shape not in steps:
+            # A function of its own for each shape, since the compiler gives up on the ninth shape of one.
+            own = FunctionType(
+                step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__
+            )
+            steps[shape] = torch.compile(own, dynamic=False, fullgraph=True)
+        return steps[shape]
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         nonlocal layers, listed
@@ -45,21 +69,40 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
             return model.unroll(state, eps)
         if [*map(id, listed)] != [*map(id, model.parameters())]:
             layers, listed = _Listed(), list(model.parameters())
-            with torch.no_grad(), layers:  # one glimpse, to see which layers it uses in what order
-                model.step(State(*(value[:1] for value in state)), eps[0, :1], x[:1])
-        inputs: list[list[Tensor]] = []
+            _look(model, layers, State(*(value[:1] for value in state)), eps[0, :1], x[:1])
+        run = step_for(x.shape)
+        inputs: dict[int, tuple[Tensor, ...]] = {}  # of each glimpse's layers, once the backward pass comes to it
         marks = _Gradients.apply(inputs, *eps.shape[:2], precision, *layers.weights, *layers.biases)
         weights = [weight.detach().to(precision) for weight in layers.weights]
         biases = [bias.detach() for bias in layers.biases]
         state = State(*(value.contiguous() for value in state))  # one layout, hence one compiled step
         latents = []
-        for eps_t, *marks_t in zip(eps, *(mark.unbind() for mark in marks), strict=True):
-            state, latent, used = run(state, eps_t, x, weights, biases, marks_t)
-            latents.append(latent)
-            inputs.append([value.detach() for value in used])
+        for t, (eps_t, *marks_t) in enumerate(zip(eps, *(mark.unbind() for mark in marks), strict=True)):
+            state, (z, q, p), used = run(state, eps_t, x, weights, biases, marks_t)
+            assert q is not None  # as there is an image
+            results = _Inputs.apply(inputs, t, len(used), *(value.detach() for value in used), z, *q, *state)
+            z, mu, log_sigma, *values = results
+            state = State(*values)
+            latents.append(Latent(z, Gaussian(mu, log_sigma), p))
         return state, stack(latents)
 
     return unroll
+
+
+@torch.no_grad()
+def _look(model: DRAW, layers: "_Listed", state: State, eps: Tensor, x: Tensor) -> None:
+    """Run a glimpse of one image, to see which layers it uses in what order.
+
+    Not in training mode, in which it would count in a piece's statistics of batches, or draw.
+    """
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with layers:
+            model.step(state, eps, x)
+    finally:
+        for module, was in training.items():
+            module.training = was
 
 
 def _layer(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -86,11 +129,18 @@ class _Listed(TorchFunctionMode):
 
 
 class _Marked(TorchFunctionMode):
-    """Runs every layer within it as `_Layer`, and lists the inputs."""
+    """Runs every layer within it as `_Layer`, and lists the inputs; `own`, where given, are the weights to expect."""
 
-    def __init__(self, weights: list[Tensor], biases: list[Tensor], marks: list[Tensor], inputs: list[Tensor]) -> None:
+    def __init__(
+        self,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        marks: list[Tensor],
+        inputs: list[Tensor],
+        own: list[Tensor] | None,
+    ) -> None:
         super().__init__()
-        self.weights, self.biases, self.marks, self.inputs = weights, biases, marks, inputs
+        self.weights, self.biases, self.marks, self.inputs, self.own = weights, biases, marks, inputs, own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -98,6 +148,11 @@ class _Marked(TorchFunctionMode):
         if layer is None:
             return func(*args, **kwargs)
         index = len(self.inputs)
+        if self.own is not None and (index == len(self.own) or layer[1] is not self.own[index]):
+            raise UserError(
+                "a piece of this network uses other layers in one glimpse than in another: it needs float32, and "
+                "--compile off on CUDA"
+            )
         self.inputs.append(layer[0])
         return _Layer.apply(layer[0], self.weights[index], self.biases[index], self.marks[index])
 
@@ -118,12 +173,35 @@ class _Layer(torch.autograd.Function):
         return (grad.to(weight.dtype) @ weight).to(grad.dtype), None, None, grad
 
 
+class _Inputs(torch.autograd.Function):
+    """Nothing to what a glimpse gives; the inputs of its layers are kept as autograd keeps tensors.
+
+    So that what is computed again in the backward pass need not be kept until then. There they are put into a table.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: dict[int, tuple[Tensor, ...]], t: int, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.table, ctx.t = table, t
+        ctx.save_for_backward(*tensors[:n])
+        return tensors[n:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.table[ctx.t] = inputs = ctx.saved_tensors  # asked for once: it may compute the glimpses again
+        return None, None, None, *[None] * len(inputs), *grads
+
+
 class _Gradients(torch.autograd.Function):
     """The marks (t, b, out) of all layers; their gradients, complete after the first glimpse's, become the weights'."""
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: list[list[Tensor]], steps: int, b: int, precision: torch.dtype, *parameters: Tensor
+        ctx: Any,
+        inputs: dict[int, tuple[Tensor, ...]],
+        steps: int,
+        b: int,
+        precision: torch.dtype,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.inputs, ctx.precision = inputs, precision
         weights = parameters[: len(parameters) // 2]
@@ -133,8 +211,9 @@ class _Gradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_weights, d_biases = [], []
-        for grad, inputs in zip(grads, zip(*ctx.inputs, strict=True), strict=True):
-            d_out = grad.flatten(0, 1)
+        steps = sorted(ctx.inputs)  # all but the last ones, if no gradient comes to these
+        for grad, inputs in zip(grads, zip(*(ctx.inputs[t] for t in steps), strict=True), strict=True):
+            d_out = grad[: len(steps)].flatten(0, 1)
             product = d_out.to(ctx.precision).mT @ torch.cat(inputs).to(ctx.precision)
             d_weights.append(product.to(grad.dtype))
             d_biases.append(d_out.sum(0))

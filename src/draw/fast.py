@@ -163,6 +163,7 @@ def _each_shape(update: Callable[..., None]) -> Callable[..., None]:
     def run(*inputs: Tensor) -> None:
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in runs:
+            runs.clear()  # fewer glimpses than now do not come again, and a graph keeps its memory
             runs[shapes] = captured(update)
         runs[shapes](*inputs)
 

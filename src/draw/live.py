@@ -5,6 +5,7 @@ is a `Run`, which never changes, so that all viewers share it, and one who is be
 """
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -277,7 +278,8 @@ def _point(record: dict[str, Any], where: str) -> Point:
 
 def _file_in(folder: Path, path: Path) -> Path | None:
     """The file, if there is one and no link leads out of the folder to it."""
-    return path if path.is_file() and path.resolve().is_relative_to(folder) else None
+    # os.path.isfile says no where it may not look; Path.is_file raises.
+    return path if os.path.isfile(path) and path.resolve().is_relative_to(folder) else None  # noqa: PTH113
 
 
 def _modified(path: Path) -> float:

@@ -26,6 +26,8 @@ def own_pieces(model: DRAW) -> dict[str, str]:
         changed = any(hooks) or any(callable(value) for value in vars(module).values())
         if type(module) not in PAPERS or changed:
             own[name or "network"] = type(module).__qualname__ + (" with hooks" if changed else "")
+        elif isinstance(module, nn.Linear) and module.bias is None:
+            own[name] = "Linear without a bias"
     for name, piece, n in (
         ("read", model.read, model.config.read_n),
         ("write", model.write, model.config.write_n),

@@ -35,7 +35,7 @@ from draw.noise import seeded
 from draw.parallel import World
 from draw.pieces import Build, in_words, own_pieces
 from draw.presets import preset
-from draw.training import Metrics, Trainer
+from draw.training import Metrics, Trainer, glimpses
 
 SAMPLES = 64  # images on a sample sheet
 READINGS = 4  # images read and redrawn for a validation
@@ -113,6 +113,7 @@ def train(
             leaves a checkpoint at the next log line.
         tensorboard: Also write TensorBoard event files into the folder.
         init: A model whose averaged weights a new run begins with: of the same sizes, but for T, on which none depends.
+            `awake` is for runs that begin from nothing, and becomes None.
         build: Makes a network with pieces of its own: called with the `ModelConfig`, `mean_pixel` and `seed`, as `DRAW`
             is. `draw.load` needs it too.
         world: The processes that train together (`draw.parallel.joined`). Every one of them gets the same records;
@@ -136,6 +137,8 @@ def train(
     data = data or world.first_on_each_machine(functools.partial(load_data, config.data, data_dir))
     data.split("valid")  # or the first validation would be the run's end
     config = for_images(config, data)
+    if init is not None:
+        config = config.replace(awake=None)  # a trained model's latents stay as they are
     digest = data.images_sha256
     if len(set(world.gather(digest))) > 1:
         raise UserError(f"the images of {data.name} are not the same on all machines of this job")
@@ -151,10 +154,9 @@ def train(
         trainer.copy_state_from_main(0)
     if resumed is not None:
         info |= {"init": found.info["init"]} if found and "init" in found.info else {}
-        glimpses, bound, before = world.main(
-            lambda: _restore(trainer, out, found, digest) if found else (0, math.inf, 0.0)
+        best, before, trainer.grown = world.main(
+            lambda: _restore(trainer, out, found, digest) if found else (NONE, 0.0, 0)
         )
-        best = _rank(glimpses, bound)
         trainer.copy_state_from_main(resumed)
     if trainer.finished(before):
         return
@@ -163,6 +165,8 @@ def train(
 
         def begin() -> None:
             held.enter_context(_locked(out))
+            if found is not None and checkpoint.newest(out) != found.path:
+                raise UserError(f"{out} was trained by another process in the meantime: resume it again")
             if resumed is None:
                 to_go_on_from(out, resume)  # again: another process may have had the folder since
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that took no step
@@ -284,8 +288,8 @@ def film(run: Path, most: int = 100) -> list[Image.Image]:
     return render.captioned([render.read_png(reading_of(run, r["step"])) for r in shown], captions)
 
 
-def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[int, float, float]:
-    """Bring a trainer to where a run's checkpoint is. Gives the best one's glimpses and bound, and the seconds."""
+def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[Rank, float, int]:
+    """Bring a trainer to where a run's checkpoint is. Gives the best one's rank, the seconds, and the glimpses."""
     _same_run(out, found.config, trainer.config)
     if found.info.get("images_sha256", digest) != digest:
         raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
@@ -300,7 +304,8 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
     bound = best.info.get("bound_nats", math.inf) if best else math.inf
     if best and not isinstance(bound, int | float):
         raise UserError(f"{best.path} is damaged: its bound_nats is {bound!r}")
-    return best.config.model.steps if best else 0, bound, found.seconds
+    grown = glimpses(found.config.train, found.config.model.steps, found.step, found.seconds)
+    return _rank(best.config.model.steps if best else 0, bound), found.seconds, grown
 
 
 def _rank(glimpses: int, bound_nats: float) -> Rank:
@@ -399,7 +404,7 @@ class _Log:
     ) -> None:
         """Write the first lines of a new run, or go on with those up to the step that it is resumed from."""
         if tensorboard:
-            self.board = _tensorboard(self.path.parent)
+            self.board = _tensorboard(self.path.parent, resumed)
         here = {"images": {k: len(v) for k, v in data.images.items()}} | info
         lines: list[dict[str, Any]] = []
         if resumed is None:
@@ -427,12 +432,13 @@ class _Log:
             self.board.close()
 
 
-def _tensorboard(out: Path) -> Any:
+def _tensorboard(out: Path, resumed: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs an extra: pip install 'draw[tensorboard]'") from error
-    return SummaryWriter(str(out / "tensorboard"))
+    # What an interrupted run wrote after its last checkpoint will be written again.
+    return SummaryWriter(str(out / "tensorboard"), purge_step=None if resumed is None else resumed + 1)
 
 
 def for_images(config: RunConfig, data: DataSet) -> RunConfig:
@@ -459,11 +465,14 @@ def choose_device(name: str) -> torch.device:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and the commit of this code, for the record of a run."""
+
+    def git(*command: str) -> str:
+        here = ["git", "-C", str(Path(__file__).parent), *command]
+        return subprocess.run(here, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # or it would be that of whatever this is installed in
+        commit = git("describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         commit = None
     return {

@@ -55,7 +55,7 @@ def glimpses(config: TrainConfig, T: int, step: int, seconds: float) -> int:  # 
     """
     first = config.grow_from or T
     stages = max(0, math.ceil(math.log2(T / first)))
-    return min(T, first << int(stages * schedule_fraction(config, step, seconds) / config.grow_until))
+    return min(T, first << int(min(stages, stages * schedule_fraction(config, step, seconds) / config.grow_until)))
 
 
 def schedule_fraction(config: TrainConfig, step: int, seconds: float) -> float:
@@ -72,6 +72,7 @@ class Trainer:
         model: The network being trained. While glimpses grow, its configuration has those of the last step.
         ema: Its exponentially averaged weights: what is validated, sampled from and shipped.
         step: Steps taken.
+        grown: Make so many glimpses at least, in a run whose schedule was made longer.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Trainer:
         if self.world.size > 1 and self.device.type == "mps":
             raise UserError("several processes cannot train on mps: choose --device cpu")
         self.data = data.to(device)
-        self.step = 0
-        self.model = build(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
+        self.step = self.grown = 0
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global generator
+            torch.manual_seed(config.train.seed)
+            self.model = build(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         if config.train.awake is not None:
             leave_awake(self.model, config.train.awake)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -150,7 +153,7 @@ class Trainer:
         """
         config = self.config.train
         x = self.batch(self.step)
-        steps = glimpses(config, self.config.model.steps, self.step, seconds)
+        steps = max(self.grown, glimpses(config, self.config.model.steps, self.step, seconds))
         self.model.config = self.ema.config = replace(self.config.model, steps=steps)
         eps = self.model.noise(config.batch_size, config.seed, "train", self.step)
         eps = eps[:, self.world.share(config.batch_size)].contiguous()  # as for binarization: the whole batch's noise
@@ -182,6 +185,8 @@ class Trainer:
             changes = list(torch._foreach_sub(list(self.model.parameters()), averages))
             torch._foreach_mul_(changes, 1 - self._decay)
             torch._foreach_add_(averages, changes)
+            for kept, buffer in zip(self.ema.buffers(), self.model.buffers(), strict=True):  # of pieces of one's own
+                kept.copy_(buffer)
             self._sums += values
 
     def finished(self, seconds: float) -> bool:
@@ -230,6 +235,8 @@ class Trainer:
         Raises:
             ValueError: Naming a tensor that is missing, unknown or of another shape.
         """
+        # Devices differ in the precision of the sums.
+        tensors = {name: value.to(self._sums.dtype) if name == "log.sums" else value for name, value in tensors.items()}
         for own, given in ((self.state(), tensors), (self.ema.state_dict(), ema)):
             require_same_tensors(given, own)
             for name, tensor in own.items():
@@ -256,7 +263,8 @@ def leave_awake(model: DRAW, latents: int) -> None:
     model.decoder.to_gates.weight[:, latents : model.config.z_size] = 0  # of its inputs z comes first
     for layer in (model.to_mu, model.to_log_sigma):
         layer.weight[latents:] = 0
-        layer.bias[latents:] = 0
+        if layer.bias is not None:
+            layer.bias[latents:] = 0
 
 
 @torch.no_grad()

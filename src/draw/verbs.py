@@ -98,6 +98,8 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError("--resume needs the run's folder: --out DIR")
     if options.resume and options.init:
         raise UserError("--resume goes on with the run's own weights: leave out --init")
+    if options.init and "awake" in options and options.awake is not None:
+        raise UserError("--awake is for a network that begins from nothing: leave it out, or --init")
     if options.resume and options.config and options.out:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {options.config!r}")
     out = options.out or Path("runs") / Path(options.config).stem
