@@ -3,6 +3,7 @@
 On CUDA the captured update is compared too, over enough steps that the graph is replayed.
 """
 
+import functools
 import sys
 
 import torch
@@ -34,6 +35,18 @@ def main(device):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
+def many_shapes(device):
+    """More than the eight that the compiler allows a function; what it makes of them is no matter here."""
+    model = DRAW(small_config().model).to(device)
+    compiler, torch.compile = torch.compile, functools.partial(torch.compile, backend="eager")
+    unroll = deferred.unroll_for(model, compiled=True)
+    for b in range(1, 11):
+        eps, x = model.noise(b, 1), torch.ones(b, *model.config.image_shape, device=device)
+        with torch.no_grad():
+            torch.testing.assert_close(model(eps, x, unroll=unroll).canvas, model(eps, x).canvas, rtol=1e-4, atol=1e-4)
+    torch.compile = compiler
+
+
 def captured(device):
     plain, fast = (
         Trainer(small_config(), data_set(), device, speed=SpeedConfig(compile=how)) for how in ("off", "auto")
@@ -47,5 +60,6 @@ def captured(device):
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    many_shapes(sys.argv[1])
     if sys.argv[1] == "cuda":
         captured("cuda")

@@ -325,6 +325,7 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["train", "demo", "--seed", str(2**63)], "seed must be from 0 to 2**63 - 1"),
         (["train", "demo", "--iterations", "5", "--epochs", "2"], "give one of --iterations, --epochs"),
         (["train", "demo", "--grow-from", "11"], "--grow-from 11 is more than all 10 glimpses"),
+        (["train", "demo", "--awake", "2", "--init", "mnist"], "--awake is for a network that begins from nothing"),
         (["train", "demo", "--skip-bad"], "size, grey and skip-bad are for folder:PATH, not for glyphs"),
         (["train", "demo", "--batch-size", str(10**12)], "batch_size must be at most 1,000,000"),
         (["train", "demo", "--steps", str(10**21)], "steps must be at most 1,000,000, got 1000"),

@@ -474,3 +474,22 @@ def test_a_cuda_device_takes_the_kernels_where_they_can_be_compiled(monkeypatch,
     assert chosen is (at_once if compiler else glimpse_by_glimpse)
     assert ("no CUDA compiler" in caplog.text) is not compiler
     assert fast.unroll_for(model, SpeedConfig()) is glimpse_by_glimpse  # the kernels are of bfloat16
+
+
+class ByGlimpse(torch.nn.Module):
+    """A prior with one layer for the first glimpse, when the decoder has said nothing yet, and another for the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.later = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+
+    def forward(self, h_dec):
+        mu = self.later(h_dec) if h_dec.detach().any() else self.first(h_dec)
+        return Gaussian(mu, torch.zeros_like(mu))
+
+
+def test_a_piece_that_chooses_its_layer_is_refused_where_products_are_deferred():
+    model = DRAW(config(), prior=ByGlimpse())
+    eps, x = inputs(model, 3)
+    with pytest.raises(UserError, match="other layers in one glimpse than in another"):
+        model(eps, x, unroll=deferred.unroll_for(model))

@@ -125,7 +125,7 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path):
     assert "not valid JSON" in runs.look()["a"].error
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"unknown": 1}'])
+@pytest.mark.parametrize("text", [None, "{", '{"unknown": 1}', pytest.param("[" * 200_000, id="deep")])
 def test_a_configuration_that_cannot_be_read_is_said_and_the_curve_is_shown(tmp_path, text):
     folder = make(tmp_path / "a", (1, 2))
     (folder / "config.json").unlink()

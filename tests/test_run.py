@@ -457,3 +457,72 @@ def test_the_best_is_among_the_validations_with_the_most_glimpses(tmp_path, monk
     records = run_all(tmp_path / "r", config, stop=stop_after(5)) + run_all(tmp_path / "r", resume=True, config=config)
     assert [record.best for record in records if isinstance(record, Validation)] == [True, True, True]
     assert checkpoint.find(tmp_path / "r").config.model.steps == 3
+
+
+def test_a_longer_schedule_takes_no_glimpses_away(tmp_path):
+    run_all(tmp_path / "r", small_config(grow_from=1))
+    longer = run_all(tmp_path / "r", small_config(grow_from=1, iterations=120), resume=True, stop=stop_after(4))
+    assert [record.glimpses for record in longer] == [3, 3, 3]  # of steps 14 and 16, and the validation there
+
+
+def test_resuming_does_not_go_back_over_what_another_process_has_trained(tmp_path, monkeypatch):
+    config, restore = small_config(iterations=40, validate_every=100), run._restore
+    run_all(tmp_path / "r", config, stop=stop_after(4))
+
+    def and_meanwhile(*arguments):
+        restored = restore(*arguments)
+        monkeypatch.setattr(run, "_restore", restore)
+        run_all(tmp_path / "r", config, resume=True, stop=stop_after(4))  # the other one, in the same moment
+        return restored
+
+    monkeypatch.setattr(run, "_restore", and_meanwhile)
+    with pytest.raises(UserError, match="trained by another process in the meantime: resume it again"):
+        run_all(tmp_path / "r", config, resume=True)
+    assert checkpoint.newest(tmp_path / "r").name == "step-00000008"
+    assert run_all(tmp_path / "r", config, resume=True)[-1].step == 40
+
+
+def test_a_run_that_begins_with_a_model_leaves_its_latents_as_they_are(tmp_path):
+    run_all(tmp_path / "first")
+    config = small_config(awake=1, iterations=1, learning_rate=1e-12)
+    run_all(tmp_path / "next", config, init=tmp_path / "first")
+    assert run.read_config(tmp_path / "next" / "config.json").train.awake is None
+    assert draw.load(tmp_path / "next").to_mu.weight[1:].any()
+
+
+def tied(config, **start):
+    model = DRAW(config, **start)
+    model.to_log_sigma.bias = model.to_mu.bias
+    return model
+
+
+def test_weights_with_two_names_are_saved_and_resumed(tmp_path):
+    run_all(tmp_path / "whole", build=tied)
+    run_all(tmp_path / "parts", build=tied, stop=stop_after(5))
+    run_all(tmp_path / "parts", build=tied, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+class Normed(torch.nn.Module):
+    """A read without a window, over statistics of batches."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.features = 2 * config.channels * config.height * config.width
+        self.norm = torch.nn.BatchNorm1d(self.features)
+
+    def forward(self, x, x_hat, _h_dec):
+        return self.norm(torch.cat([x, x_hat], 1).flatten(1)), None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_statistics_of_batches_are_those_of_the_averaged_network_too(precision):
+    def build(config, **start):
+        return DRAW(config, read=Normed(config), **start)
+
+    trainer = training.Trainer(small_config(), data_set(), build=build, speed=draw.SpeedConfig(precision=precision))
+    for _ in range(3):
+        trainer.train_step(0.0)
+    trained, averaged = trainer.model.read.norm, trainer.ema.read.norm
+    assert trained.num_batches_tracked == 3 * trainer.model.config.steps
+    assert torch.equal(trained.running_var, averaged.running_var)
