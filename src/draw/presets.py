@@ -62,7 +62,13 @@ PRESETS = {
     "mnist-3h": RunConfig(
         data=DataConfig(source="binarized-mnist"),
         train=TrainConfig(
-            iterations=32_000, learning_rate=2.5e-3, fall_from=0.15, weight_decay=0.1, grow_from=32, grow_until=0.29
+            iterations=44_000,
+            learning_rate=2.5e-3,
+            fall_from=0.17,
+            weight_decay=0.1,
+            awake=4,
+            grow_from=32,
+            grow_until=0.17,
         ),
     ),
     "mnist-no-attention-1h": RunConfig(
