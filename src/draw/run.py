@@ -154,9 +154,10 @@ def train(
         trainer.copy_state_from_main(0)
     if resumed is not None:
         info |= {"init": found.info["init"]} if found and "init" in found.info else {}
-        best, before, trainer.grown = world.main(
-            lambda: _restore(trainer, out, found, digest) if found else (NONE, 0.0, 0)
+        glimpses_of_best, bound, before, trainer.grown = world.main(
+            lambda: _restore(trainer, out, found, digest) if found else (0, math.inf, 0.0, 0)
         )
+        best = _rank(glimpses_of_best, bound)
         trainer.copy_state_from_main(resumed)
     if trainer.finished(before):
         return
@@ -288,8 +289,9 @@ def film(run: Path, most: int = 100) -> list[Image.Image]:
     return render.captioned([render.read_png(reading_of(run, r["step"])) for r in shown], captions)
 
 
-def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[Rank, float, int]:
-    """Bring a trainer to where a run's checkpoint is. Gives the best one's rank, the seconds, and the glimpses."""
+def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[int, float, float, int]:
+    """Bring a trainer to where a run's checkpoint is. Gives the best one's glimpses and bound, the seconds, and the
+    glimpses that it has come to."""
     _same_run(out, found.config, trainer.config)
     if found.info.get("images_sha256", digest) != digest:
         raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
@@ -305,7 +307,7 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
     if best and not isinstance(bound, int | float):
         raise UserError(f"{best.path} is damaged: its bound_nats is {bound!r}")
     grown = glimpses(found.config.train, found.config.model.steps, found.step, found.seconds)
-    return _rank(best.config.model.steps if best else 0, bound), found.seconds, grown
+    return best.config.model.steps if best else 0, bound, found.seconds, grown
 
 
 def _rank(glimpses: int, bound_nats: float) -> Rank:
