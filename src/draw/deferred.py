@@ -57,10 +57,10 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
             return functools.partial(step, own=layers.weights)
         if shape not in steps:
             # A function of its own for each shape, since the compiler gives up on the ninth shape of one.
-            own = FunctionType(
+            fresh = FunctionType(
                 step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__
             )
-            steps[shape] = torch.compile(own, dynamic=False, fullgraph=True)
+            steps[shape] = torch.compile(fresh, dynamic=False, fullgraph=True)
         return steps[shape]
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
@@ -80,8 +80,9 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
         for t, (eps_t, *marks_t) in enumerate(zip(eps, *(mark.unbind() for mark in marks), strict=True)):
             state, (z, q, p), used = run(state, eps_t, x, weights, biases, marks_t)
             assert q is not None  # as there is an image
-            results = _Inputs.apply(inputs, t, len(used), *(value.detach() for value in used), z, *q, *state)
-            z, mu, log_sigma, *values = results
+            z, mu, log_sigma, *values = _Inputs.apply(
+                inputs, t, len(used), *(value.detach() for value in used), z, *q, *state
+            )
             state = State(*values)
             latents.append(Latent(z, Gaussian(mu, log_sigma), p))
         return state, stack(latents)
