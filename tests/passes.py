@@ -24,9 +24,14 @@ def emulated_cuda(model, folder):
 
 
 def plain_cpu(model, folder):
+    """The CPU's kernels with products of floats."""
+    return vectors_cpu(model, folder, "-DNO_AVX512BF16")
+
+
+def vectors_cpu(model, folder, *more):
     """The CPU's kernels without a matrix unit."""
     sizes = [f"-DFILL={kernels.FILL}", f"-DBLOCK={kernels.BLOCK}", *kernels.macros(cpu.sizes_of(model))]
-    flags = ["-march=native", "-fopenmp", "-DNO_AMX", *sizes]
+    flags = ["-march=native", "-fopenmp", "-DNO_AMX", *sizes, *more]
     return _compiled(kernels.GLIMPSES_SOURCE, flags, folder)
 
 

@@ -1,6 +1,7 @@
 """The kernels that make all glimpses in one pass, on the CPU and for CUDA: the numbers of the plain model.
 
-CUDA's are run on the CPU thread by thread (cuda_on_cpu.h), the CPU's with the processor's matrix unit and without one.
+CUDA's are run on the CPU thread by thread (cuda_on_cpu.h), the CPU's with a matrix unit, with vectors
+of bfloat16 and with floats.
 """
 
 import platform
@@ -16,16 +17,19 @@ from draw.errors import UserError
 from draw.noise import seeded
 from draw.objective import losses
 from draw.types import State
-from passes import SIZES, SMALL, emulated_cuda, outcome, plain_cpu
+from passes import SIZES, SMALL, emulated_cuda, outcome, plain_cpu, vectors_cpu
 from tiny import inputs, random_model
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on this machine")
-needs_matrix_unit = pytest.mark.skipif(not kernels.has_matrix_unit(), reason="this processor has no matrix unit")
+has = kernels._processor_flags().split()
+needs_matrix_unit = pytest.mark.skipif("amx_bf16" not in has, reason="this processor has no matrix unit")
+needs_vectors = pytest.mark.skipif("avx512_bf16" not in has, reason="this processor has no vectors of bfloat16")
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="threads are switched by x86-64 code")
 
 PASSES = [
     pytest.param((cuda, emulated_cuda), marks=on_x86, id="cuda"),
     pytest.param((cpu, plain_cpu), id="cpu"),
+    pytest.param((cpu, vectors_cpu), marks=needs_vectors, id="vectors"),
     pytest.param((cpu, lambda model, folder: None), marks=needs_matrix_unit, id="matrix unit"),
 ]
 ON_CPU = {
@@ -198,10 +202,10 @@ def test_measuring_in_inference_mode_leaves_nothing_behind(tmp_path):
         assert torch.equal(model(eps, x, unroll=unroll).canvas, first)
 
 
-@needs_matrix_unit
-def test_bfloat16_on_a_processor_with_a_matrix_unit_is_one_pass(monkeypatch, caplog):
+def test_bfloat16_on_a_processor_that_multiplies_it_is_one_pass(monkeypatch):
     model = random_model(dtype=torch.float32, **SMALL)
     made = []
+    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(cpu, "unroll_for", lambda model: made.append(model) or model.unroll)
     fast.unroll_for(model, SpeedConfig(precision="bfloat16"))
     fast.unroll_for(model, SpeedConfig())
@@ -209,13 +213,31 @@ def test_bfloat16_on_a_processor_with_a_matrix_unit_is_one_pass(monkeypatch, cap
     assert made == [model]
 
 
-def test_a_matrix_unit_that_may_not_be_used_is_said_and_done_without(monkeypatch, caplog):
+def test_a_library_says_whether_it_multiplies_bfloat16(tmp_path):
     model = random_model(dtype=torch.float32, **SMALL)
-    refused = type("Library", (), {"draw_matrix_unit": staticmethod(lambda: 0)})
+    assert not plain_cpu(model, tmp_path).draw_multiplies_bfloat16()
+
+
+@needs_vectors
+def test_a_library_for_vectors_of_bfloat16_says_so(tmp_path):
+    assert vectors_cpu(random_model(dtype=torch.float32, **SMALL), tmp_path).draw_multiplies_bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("flags", "multiplies"), [("fma amx_bf16", True), ("avx512_bf16", True), ("avx512f amx_int8", False)]
+)
+def test_what_a_processor_multiplies_is_read_off_its_flags(monkeypatch, flags, multiplies):
+    monkeypatch.setattr(kernels, "_processor_flags", lambda: f"flags\t\t: fpu {flags}")
+    assert kernels.multiplies_bfloat16() == multiplies
+
+
+def test_products_that_may_not_be_used_are_said_and_done_without(monkeypatch, caplog):
+    model = random_model(dtype=torch.float32, **SMALL)
+    refused = type("Library", (), {"draw_multiplies_bfloat16": staticmethod(lambda: 0)})
     monkeypatch.setattr(cpu, "load_glimpses", lambda sizes: refused)
-    monkeypatch.setattr(kernels, "has_matrix_unit", lambda: True)
-    with pytest.raises(UserError, match="matrix unit"):
+    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda: True)
+    with pytest.raises(UserError, match="products of bfloat16"):
         cpu.unroll_for(model)
     eps, x = inputs(model, 2)
     assert model(eps, x, unroll=fast.unroll_for(model, SpeedConfig(precision="bfloat16"))).canvas.isfinite().all()
-    assert "matrix unit cannot be used" in caplog.text
+    assert "not known to the compiler or the system" in caplog.text

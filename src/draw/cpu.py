@@ -1,7 +1,8 @@
 """The glimpses on the CPU in two calls, one forward and one backward, in bfloat16: see glimpses.cpp.
 
-What `DRAW.unroll` computes, with the factors of matrix products rounded to bfloat16, for processors with a matrix unit:
-nothing of a glimpse waits for Python, threads wait for each other once a pass, and memory is used again.
+What `DRAW.unroll` computes, with the factors of matrix products rounded to bfloat16, for processors that multiply those
+by instructions of their own: nothing of a glimpse waits for Python, threads wait for each other once a pass, and memory
+is used again.
 """
 
 import ctypes
@@ -43,12 +44,12 @@ def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
         library: The compiled kernels; by default those for this processor.
 
     Raises:
-        UserError: If the kernels cannot be compiled, or the processor has no matrix unit.
+        UserError: If the kernels cannot be compiled, or not with products of bfloat16.
     """
     if library is None:
         library = load_glimpses(sizes_of(model))
-        if not library.draw_matrix_unit():
-            raise UserError("the processor's matrix unit cannot be used")
+        if not library.draw_multiplies_bfloat16():
+            raise UserError("the processor's products of bfloat16 are not known to the compiler or the system")
     spare: list[dict[str, Tensor]] = []
     return unroll_for_kernels(
         model, lambda keep, *tensors: Glimpses.apply(_Plan(model, library, keep, spare), *tensors)

@@ -84,11 +84,11 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
 
 
 def _with_kernels(model: DRAW, precision: torch.dtype) -> Unroll:
-    if precision == torch.bfloat16 and cpu.supports(model) and kernels.has_matrix_unit():
+    if precision == torch.bfloat16 and cpu.supports(model) and kernels.multiplies_bfloat16():
         try:
             return cpu.unroll_for(model)
         except UserError as error:
-            log.warning("draw: glimpse by glimpse, which takes about twice the time: %s", error)
+            log.warning("draw: glimpse by glimpse, which takes longer: %s", error)
     return native.unroll_for(model, precision)
 
 

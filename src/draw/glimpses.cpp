@@ -2,8 +2,8 @@
 //
 // Called from cpu.py, which prepares the weights and makes the weights' gradients from what the backward pass leaves.
 // A thread takes its share of the images from the first glimpse to the last and waits for no other. Everything but the
-// products is that of kernels.cpp; products are made by the processor's matrix unit, AMX. Without one they are made of
-// vectors of floats, by which the tests run this anywhere.
+// products is that of kernels.cpp; products are made by the processor's matrix unit, AMX, or by AVX-512's products of
+// vectors of bfloat16. Without either they are made of vectors of floats, by which the tests run this anywhere.
 //
 // Compiled for the sizes of one model: those of kernels.cpp, ENC_SIZE, DEC_SIZE and Z_SIZE; and for BLOCK. Names and the meaning of
 // values are those of native.py; equation numbers are the paper's.
@@ -16,6 +16,9 @@
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__AVX512BF16__) && !defined(NO_AVX512BF16)
+#define AVX512BF16
+#include <immintrin.h>
 #endif
 
 namespace {
@@ -89,29 +92,41 @@ struct Tiles {};
 
 typedef uint32_t Pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // of bfloat16
 
-inline void block(const bf16* a, int stride, const bf16* W, int parts, float* sums, int sums_stride, int rows) {
-  constexpr int VECTORS = BLOCK / LANES, AT_ONCE = 2;  // of a row; rows
-  for (int first = 0; first < rows; first += AT_ONCE, a += AT_ONCE * stride, sums += AT_ONCE * sums_stride) {
-    Lanes made[AT_ONCE][VECTORS] = {};
-    for (int part = 0; part < parts; part++)
-      for (int pair = 0; pair < BLOCK / 2; pair++) {
-        Pairs b[VECTORS];
-        for (int j = 0; j < VECTORS; j++) {  // the tiles of 16 columns lie behind one another
-          const int column = j * LANES, tile = column / 16 * BLOCK * BLOCK / 2;
-          b[j] = *reinterpret_cast<const Pairs*>(W + part * BLOCK * BLOCK + tile + pair * BLOCK + column % 16 * 2);
-        }
-        for (int i = 0; i < AT_ONCE; i++) {
-          uint32_t at;
-          std::memcpy(&at, a + i * stride + part * BLOCK + 2 * pair, sizeof at);
-          for (int j = 0; j < VECTORS; j++) {
-            const Pairs even = b[j] << 16, odd = b[j] & 0xffff0000u;
-            made[i][j] += widened(at) * (Lanes)even + widened(at >> 16) * (Lanes)odd;
-          }
-        }
+// sums += a b, for a pair of steps: one of a, the same in all lanes, and one of each column.
+inline void add_products(Lanes& sums, Pairs a, const Pairs& b) {
+#ifdef AVX512BF16
+  sums = (Lanes)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+  sums += (Lanes)(a << 16) * (Lanes)(b << 16) + (Lanes)(a & 0xffff0000u) * (Lanes)(b & 0xffff0000u);
+#endif
+}
+
+template <int ROWS>  // as many as registers hold the sums of
+inline void rows_of_block(const bf16* a, int stride, const bf16* W, int parts, float* sums, int sums_stride) {
+  constexpr int VECTORS = BLOCK / LANES;
+  Lanes made[ROWS][VECTORS] = {};
+  for (int part = 0; part < parts; part++, a += BLOCK, W += BLOCK * BLOCK)
+    for (int pair = 0; pair < BLOCK / 2; pair++) {
+      Pairs b[VECTORS];
+      for (int j = 0; j < VECTORS; j++) {  // the tiles of 16 columns lie behind one another
+        const int column = j * LANES, tile = column / 16 * BLOCK * BLOCK / 2;
+        b[j] = *reinterpret_cast<const Pairs*>(W + tile + pair * BLOCK + column % 16 * 2);
       }
-    for (int i = 0; i < AT_ONCE; i++)
-      for (int j = 0; j < VECTORS; j++) *lanes(sums + i * sums_stride + j * LANES) = made[i][j];
-  }
+      for (int i = 0; i < ROWS; i++) {
+        uint32_t at;
+        std::memcpy(&at, a + i * stride + 2 * pair, sizeof at);
+        for (int j = 0; j < VECTORS; j++) add_products(made[i][j], at - Pairs{}, b[j]);
+      }
+    }
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < VECTORS; j++) *lanes(sums + i * sums_stride + j * LANES) = made[i][j];
+}
+
+inline void block(const bf16* a, int stride, const bf16* W, int parts, float* sums, int sums_stride, int rows) {
+  constexpr int MANY = LANES == 16 ? 8 : 2, FEW = MANY / 2;
+  int i = 0;
+  for (; i + FEW < rows; i += MANY) rows_of_block<MANY>(a + i * stride, stride, W, parts, sums + i * sums_stride, sums_stride);
+  for (; i < rows; i += FEW) rows_of_block<FEW>(a + i * stride, stride, W, parts, sums + i * sums_stride, sums_stride);
 }
 
 #endif
@@ -309,10 +324,12 @@ int run(const void* pass, int fields, int b, int threads) {
 
 }  // namespace
 
-// Whether products are made by a matrix unit, which the system lets this process use from now on.
-EXPORT int draw_matrix_unit() {
-#ifdef AMX
+// Whether the processor's own instructions multiply bfloat16, and the system lets this process use them from now on.
+EXPORT int draw_multiplies_bfloat16() {
+#if defined(AMX)
   return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+#elif defined(AVX512BF16)
+  return 1;
 #else
   return 0;
 #endif

@@ -95,9 +95,9 @@ def _processor_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def has_matrix_unit() -> bool:
-    """Whether the processor has a unit that multiplies matrices of bfloat16 (Intel's AMX), and the system knows it."""
-    return "amx_bf16" in _processor_flags().split()
+def multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16, by Intel's AMX or AVX-512 (AMD since Zen 4), and Linux knows it."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_processor_flags().split())
 
 
 @functools.cache
