@@ -4,6 +4,9 @@ import ctypes
 import subprocess
 from pathlib import Path
 
+import pytest
+import torch
+
 from draw import cpu, cuda, kernels
 from draw.config import ModelConfig, fields_of
 from draw.objective import losses
@@ -23,16 +26,15 @@ def emulated_cuda(model, folder):
     return _compiled(kernels.CUDA_SOURCE, [*flags, *kernels.macros(cuda.sizes_of(model))], folder)
 
 
-def plain_cpu(model, folder):
-    """The CPU's kernels with products of floats."""
-    return vectors_cpu(model, folder, "-DNO_AVX512BF16")
-
-
-def vectors_cpu(model, folder, *more):
-    """The CPU's kernels without a matrix unit."""
-    sizes = [f"-DFILL={kernels.FILL}", f"-DBLOCK={kernels.BLOCK}", *kernels.macros(cpu.sizes_of(model))]
-    flags = ["-march=native", "-fopenmp", "-DNO_AMX", *sizes, *more]
-    return _compiled(kernels.GLIMPSES_SOURCE, flags, folder)
+def on_cpu(model, precision=torch.bfloat16, *flags):
+    """The unroll by the CPU's kernels compiled with these flags, and what makes its products."""
+    if precision == torch.bfloat16:
+        flags = ("-DBFLOAT16", *flags)
+    library = kernels.load(cpu.sizes_of(model), flags)
+    library.draw_products.restype = ctypes.c_char_p
+    if not library.draw_allowed():
+        pytest.skip("this system keeps the processor's matrix unit to itself")
+    return cpu.unroll_for(model, precision, library), library.draw_products().decode()
 
 
 def _compiled(source, flags, folder):

@@ -12,7 +12,7 @@ import jaxtyping
 import pytest
 import torch
 
-from draw import cuda, deferred, fast, kernels, native
+from draw import cpu, cuda, deferred, fast, kernels
 from draw.attention import AttentiveRead, AttentiveWrite, WindowHead
 from draw.config import EvalConfig, SpeedConfig, from_dict
 from draw.errors import UserError
@@ -39,11 +39,11 @@ KINDS = {
     "one glimpse": {"steps": 1},
 }
 PATHS = {
-    "kernels": pytest.param(native.unroll_for, marks=needs_compiler, id="kernels"),
+    "kernels": pytest.param(cpu.unroll_for, marks=needs_compiler, id="kernels"),
     "deferred": pytest.param(deferred.unroll_for, id="deferred"),
     "recomputed": pytest.param(lambda model: fast.recomputed(model.unroll), id="recomputed"),
     "recomputed kernels": pytest.param(
-        lambda model: fast.recomputed(native.unroll_for(model)), marks=needs_compiler, id="recomputed kernels"
+        lambda model: fast.recomputed(cpu.unroll_for(model)), marks=needs_compiler, id="recomputed kernels"
     ),
     "recomputed deferred": pytest.param(
         lambda model: fast.recomputed(deferred.unroll_for(model)), id="recomputed deferred"
@@ -110,7 +110,7 @@ def test_every_part_of_the_state_has_its_value_and_its_gradient(path):
 def test_kernel_gradients_are_those_of_float64(kind):
     model = float_model(kind)
     eps, x = inputs(model, 3)
-    _, _, given = outcome(model, eps, x, native.unroll_for(model))
+    _, _, given = outcome(model, eps, x, cpu.unroll_for(model))
     double = random_model(**({"steps": 7} | KINDS[kind]))
     _, _, wanted = outcome(double, eps.double(), x.double(), None)
     for name, gradient in wanted.items():
@@ -128,7 +128,7 @@ def test_kernels_agree_where_windows_are_extreme(which, raw):
             head.bias[which] = raw if which != 4 else raw / 10
     eps, x = inputs(model, 3)
     value, plain, gradients = outcome(model, eps, x, None)
-    fast_value, drawing, fast_gradients = outcome(model, eps, x, native.unroll_for(model))
+    fast_value, drawing, fast_gradients = outcome(model, eps, x, cpu.unroll_for(model))
     assert torch.isfinite(fast_value)
     agree(fast_value, value, 1e-4)
     agree(drawing.canvas, plain.canvas, 1e-4)
@@ -183,7 +183,7 @@ def test_gradients_by_images_are_not_lost():
     model = float_model()
     eps, x = inputs(model, 4)
     given, wanted = (x.clone().requires_grad_() for _ in range(2))
-    losses(given, model(eps, given, unroll=native.unroll_for(model)), model.likelihood).bound.sum().backward()
+    losses(given, model(eps, given, unroll=cpu.unroll_for(model)), model.likelihood).bound.sum().backward()
     losses(wanted, model(eps, wanted), model.likelihood).bound.sum().backward()
     agree(given.grad, wanted.grad, 0)
 
@@ -194,7 +194,7 @@ def test_the_kernels_never_read_what_is_not_there(wrong):
     """They trust pointers: anything of another shape or type goes to the plain model, which says what is wrong."""
     model = float_model()
     eps, x = inputs(model, 4)
-    unroll = native.unroll_for(model)
+    unroll = cpu.unroll_for(model)
     eps, x = {
         "height": (eps, x[:, :, 1:]),
         "images": (eps, x[1:]),
@@ -209,7 +209,7 @@ def test_the_kernels_never_read_what_is_not_there(wrong):
 def test_a_second_backward_pass_is_refused():
     model = float_model()
     eps, x = inputs(model, 2)
-    value = model(eps, x, unroll=native.unroll_for(model)).canvas.sum()
+    value = model(eps, x, unroll=cpu.unroll_for(model)).canvas.sum()
     value.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
         value.backward()
@@ -222,7 +222,7 @@ def test_bfloat16_rounds_products_and_no_more(path):
     model = float_model()
     eps, x = inputs(model, 5)
     value, _, gradients = outcome(model, eps, x, None)
-    unroll = {"kernels": native, "deferred": deferred}[path].unroll_for(model, torch.bfloat16)
+    unroll = {"kernels": cpu, "deferred": deferred}[path].unroll_for(model, torch.bfloat16)
     rounded, drawing, fast_gradients = outcome(model, eps, x, unroll)
     assert rounded != value
     agree(rounded, value, 5e-3)
@@ -237,7 +237,7 @@ def test_bfloat16_rounds_products_and_no_more(path):
 
 @needs_compiler
 def test_the_kernels_are_chosen_for_the_papers_model_on_the_cpu():
-    assert native.supports(float_model())
+    assert cpu.supports(float_model())
     chosen = fast.unroll_for(float_model(), SpeedConfig())
     assert chosen.__qualname__.startswith("unroll_for")
 
@@ -370,7 +370,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(monkeypatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kernels.load.cache_clear()
     with pytest.raises(UserError, match="cannot compile the kernels: no space left for genius"):
-        kernels.load(kernels.Sizes(1, 3, 3, 2, 2))
+        kernels.load(kernels.Sizes(1, 3, 3, 2, 2, 7, 6, 4))
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
@@ -379,7 +379,7 @@ def test_kernels_are_compiled_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    sizes = kernels.Sizes(1, 3, 4, 2, 0)
+    sizes = kernels.Sizes(1, 3, 4, 2, 0, 7, 6, 4)
     kernels.load.cache_clear()
     kernels.load(sizes)
     assert len(list(tmp_path.rglob("*.so"))) == 1
@@ -394,13 +394,13 @@ def test_an_unwritable_cache_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "cache_folder", lambda: tmp_path / "draw")
     kernels.load.cache_clear()
     with pytest.raises(UserError, match="no place to keep the compiled kernels"):
-        kernels.load(kernels.Sizes(1, 3, 3, 2, 2))
+        kernels.load(kernels.Sizes(1, 3, 3, 2, 2, 7, 6, 4))
 
 
 def test_a_run_too_short_to_repay_compiling_does_not_compile(monkeypatch):
     model = float_model()
     compiled = deferred.unroll_for(model)
-    monkeypatch.setattr(native, "unroll_for", lambda *_: compiled)
+    monkeypatch.setattr(cpu, "unroll_for", lambda *_: compiled)
     assert fast.unroll_for(model, SpeedConfig(), images=10) == model.unroll
     assert fast.unroll_for(model, SpeedConfig(), images=10**9) is compiled
     assert fast.unroll_for(model, SpeedConfig()) is compiled

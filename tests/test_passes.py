@@ -1,7 +1,7 @@
 """The kernels that make all glimpses in one pass, on the CPU and for CUDA: the numbers of the plain model.
 
-CUDA's are run on the CPU thread by thread (cuda_on_cpu.h), the CPU's with a matrix unit, with vectors
-of bfloat16 and with floats.
+CUDA's are run on the CPU thread by thread (cuda_on_cpu.h), the CPU's in float32 and in bfloat16, whose products are
+made by a matrix unit, by vectors of bfloat16 or by those of floats.
 """
 
 import platform
@@ -13,25 +13,23 @@ import torch
 
 from draw import cpu, cuda, fast, kernels
 from draw.config import SpeedConfig
-from draw.errors import UserError
 from draw.noise import seeded
 from draw.objective import losses
 from draw.types import State
-from passes import SIZES, SMALL, emulated_cuda, outcome, plain_cpu, vectors_cpu
+from passes import SIZES, SMALL, emulated_cuda, on_cpu, outcome
 from tiny import inputs, random_model
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on this machine")
-has = kernels._processor_flags().split()
-needs_matrix_unit = pytest.mark.skipif("amx_bf16" not in has, reason="this processor has no matrix unit")
-needs_vectors = pytest.mark.skipif("avx512_bf16" not in has, reason="this processor has no vectors of bfloat16")
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="threads are switched by x86-64 code")
 
-PASSES = [
-    pytest.param((cuda, emulated_cuda), marks=on_x86, id="cuda"),
-    pytest.param((cpu, plain_cpu), id="cpu"),
-    pytest.param((cpu, vectors_cpu), marks=needs_vectors, id="vectors"),
-    pytest.param((cpu, lambda model, folder: None), marks=needs_matrix_unit, id="matrix unit"),
-]
+ROUNDED = 2e-2  # factors have 8 bits
+PLAIN = ("-DNO_AMX", "-DNO_AVX512BF16")
+PASSES = {  # on the CPU: the precision, flags of the compiler, and what makes products
+    "float32": (torch.float32, (), "floats"),
+    "floats": (torch.bfloat16, PLAIN, "floats"),
+    "vectors": (torch.bfloat16, PLAIN[:1], "AVX512-BF16"),
+    "matrix unit": (torch.bfloat16, (), "AMX"),
+}
 ON_CPU = {
     "without": SMALL | {"enc_size": 16, "dec_size": 40, "read_n": None, "write_n": None},
     "reads whole": SMALL | {"enc_size": 40, "read_n": None},
@@ -43,16 +41,28 @@ ON_CPU = {
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((*kind.values, sizes), marks=kind.marks, id=f"{kind.id}-{name}")
-        for kind in PASSES
-        for name, sizes in (SIZES if kind.id == "cuda" else SIZES | ON_CPU).items()
+        *(pytest.param((None, sizes), marks=on_x86, id=f"cuda-{name}") for name, sizes in SIZES.items()),
+        *(
+            pytest.param((way, sizes), id=f"{kind}-{name}")
+            for kind, way in PASSES.items()
+            for name, sizes in (SIZES | ON_CPU).items()
+        ),
     ],
 )
 def given(request, tmp_path_factory):
-    """A network, and the unroll of its glimpses in one pass."""
-    (module, library), sizes = request.param
+    """A network, the unroll of its glimpses in one pass, and how far its numbers may be from the plain ones."""
+    way, sizes = request.param
     model = random_model(seed=1, dtype=torch.float32, spread=0.05, **sizes)
-    return model, module.unroll_for(model, library(model, tmp_path_factory.mktemp("passes")))
+    if way is None:
+        return model, cuda.unroll_for(model, emulated_cuda(model, tmp_path_factory.mktemp("passes"))), ROUNDED
+    return model, unroll_of(model, *way), 1e-5 if way[0] == torch.float32 else ROUNDED
+
+
+def unroll_of(model, precision, flags, wanted):
+    unroll, made_by = on_cpu(model, precision, *flags)
+    if made_by != wanted:
+        pytest.skip(f"products are made by {made_by} here, not by {wanted}")
+    return unroll
 
 
 def require_close(given, wanted, tolerance):
@@ -63,14 +73,14 @@ def require_close(given, wanted, tolerance):
 
 @pytest.mark.parametrize("b", [16, 17, 19, 70])
 def test_values_and_gradients_are_those_of_the_plain_model(given, b):
-    model, unroll = given
+    model, unroll, tolerance = given
     eps, x = inputs(model, b)
-    require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), 2e-2)  # factors have 8 bits
+    require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), tolerance)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(given, threads):
-    model, unroll = given
+    model, unroll, _ = given
     eps, x = inputs(model, 19)
     before = torch.get_num_threads()
     wanted = outcome(model, eps, x, unroll)
@@ -82,7 +92,7 @@ def test_any_number_of_threads_gives_the_same(given, threads):
 
 
 def test_memory_used_again_says_nothing_of_what_was_there(given):
-    model, unroll = given
+    model, unroll, _ = given
     wanted = outcome(model, *inputs(model, 5), unroll)
     outcome(model, *inputs(model, 5, seed=1), unroll)
     outcome(model, *inputs(model, 7), unroll)
@@ -91,7 +101,7 @@ def test_memory_used_again_says_nothing_of_what_was_there(given):
 
 
 def test_two_drawings_may_wait_for_their_gradients(given):
-    model, unroll = given
+    model, unroll, _ = given
     both = [inputs(model, 4, seed=seed) for seed in range(2)]
     wanted = [outcome(model, eps, x, unroll) for eps, x in both]
     model.zero_grad()
@@ -102,7 +112,7 @@ def test_two_drawings_may_wait_for_their_gradients(given):
 
 
 def test_measuring_keeps_two_glimpses_and_gives_the_same(given):
-    model, unroll = given
+    model, unroll, _ = given
     eps, x = inputs(model, 5)
     kept = losses(x, model(eps, x, unroll=unroll), model.likelihood).bound
     with torch.no_grad():
@@ -110,7 +120,7 @@ def test_measuring_keeps_two_glimpses_and_gives_the_same(given):
 
 
 def test_every_state_passes_its_gradient_on(given):
-    model, unroll = given
+    model, unroll, tolerance = given
     eps, x = inputs(model, 16)
 
     def gradients(way):
@@ -120,17 +130,17 @@ def test_every_state_passes_its_gradient_on(given):
         sum((v * torch.randn(v.shape, generator=weights)).sum() for v in after).backward()
         return {name: value.grad for name, value in zip(State._fields, state, strict=True)}
 
-    require_close(gradients(unroll), gradients(model.unroll), 2e-2)
+    require_close(gradients(unroll), gradients(model.unroll), tolerance)
 
 
 def test_generation_is_the_plain_models(given):
-    model, unroll = given
+    model, unroll, _ = given
     eps, _ = inputs(model, 3)
     assert torch.equal(model(eps, unroll=unroll).canvas, model(eps).canvas)
 
 
 def test_what_the_kernels_cannot_read_goes_the_plain_way(given):
-    model, unroll = given
+    model, unroll, _ = given
     eps, x = inputs(model, 4)
     for parts in ((eps.requires_grad_(), x), (eps.detach(), x.clone().requires_grad_())):
         results = []
@@ -142,14 +152,21 @@ def test_what_the_kernels_cannot_read_goes_the_plain_way(given):
     assert model(eps[:, :0], x[:0], unroll=unroll).canvas.shape == (0, *model.config.image_shape)
 
 
-def on_cpu(tmp_path, **sizes):
+@pytest.fixture(params=PASSES)
+def small(request):
+    """A small network, and the unroll of its glimpses on the CPU."""
+    return of_kind(request.param)
+
+
+def of_kind(kind, **sizes):
     model = random_model(seed=1, dtype=torch.float32, spread=0.05, **SMALL | sizes)
-    return model, cpu.unroll_for(model, plain_cpu(model, tmp_path))
+    return model, unroll_of(model, *PASSES[kind])
 
 
-@pytest.mark.parametrize("hidden", [40, 128])
-def test_a_value_that_is_not_finite_stays_with_its_image_and_its_pass(tmp_path, hidden):
-    model, unroll = on_cpu(tmp_path, enc_size=hidden, dec_size=hidden)
+@pytest.mark.parametrize("kind", PASSES)
+@pytest.mark.parametrize("hidden", [7, 40, 128])
+def test_a_value_that_is_not_finite_stays_with_its_image_and_its_pass(kind, hidden):
+    model, unroll = of_kind(kind, enc_size=hidden, dec_size=hidden)
     eps, x = inputs(model, 5)
     bad = x.clone()
     bad[2, 0, 3, 3] = torch.nan
@@ -160,8 +177,8 @@ def test_a_value_that_is_not_finite_stays_with_its_image_and_its_pass(tmp_path, 
 
 
 @pytest.mark.parametrize(("gate", "bias"), [("input", -11), ("forget", 11), ("candidate", 6), ("output", -12)])
-def test_gates_that_are_almost_shut_or_open_have_their_slope(tmp_path, gate, bias):
-    model, unroll = on_cpu(tmp_path)
+def test_gates_that_are_almost_shut_or_open_have_their_slope(small, gate, bias):
+    model, unroll = small
     rows = ["input", "forget", "candidate", "output"].index(gate) * model.config.dec_size + torch.arange(8)
     with torch.no_grad():
         model.decoder.to_gates.bias[rows] = bias
@@ -171,8 +188,8 @@ def test_gates_that_are_almost_shut_or_open_have_their_slope(tmp_path, gate, bia
 
 
 @pytest.mark.parametrize("bias", [-40, 40])
-def test_gates_at_their_very_ends_have_their_value(tmp_path, bias):
-    model, unroll = on_cpu(tmp_path)
+def test_gates_at_their_very_ends_have_their_value(small, bias):
+    model, unroll = small
     with torch.no_grad():
         for gate in range(4):  # of some units the input gate, of others the forget gate, and so on
             for layer, size in ((model.encoder, model.config.enc_size), (model.decoder, model.config.dec_size)):
@@ -183,7 +200,7 @@ def test_gates_at_their_very_ends_have_their_value(tmp_path, bias):
 
 @pytest.mark.parametrize("wrong", ["one image's", "double"])
 def test_a_state_of_another_shape_or_type_is_refused_as_the_plain_model_does(given, wrong):
-    model, unroll = given
+    model, unroll, _ = given
     eps, x = inputs(model, 3)
     state = model.initial_state(1 if wrong == "one image's" else 3)
     if wrong == "double":
@@ -193,8 +210,8 @@ def test_a_state_of_another_shape_or_type_is_refused_as_the_plain_model_does(giv
             way(state, eps, x)
 
 
-def test_measuring_in_inference_mode_leaves_nothing_behind(tmp_path):
-    model, unroll = on_cpu(tmp_path)
+def test_measuring_in_inference_mode_leaves_nothing_behind(small):
+    model, unroll = small
     eps, x = inputs(model, 3)
     with torch.inference_mode():
         first = model(eps, x, unroll=unroll).canvas
@@ -202,42 +219,26 @@ def test_measuring_in_inference_mode_leaves_nothing_behind(tmp_path):
         assert torch.equal(model(eps, x, unroll=unroll).canvas, first)
 
 
-def test_bfloat16_on_a_processor_that_multiplies_it_is_one_pass(monkeypatch):
-    model = random_model(dtype=torch.float32, **SMALL)
-    made = []
-    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda: True)
-    monkeypatch.setattr(cpu, "unroll_for", lambda model: made.append(model) or model.unroll)
-    fast.unroll_for(model, SpeedConfig(precision="bfloat16"))
-    fast.unroll_for(model, SpeedConfig())
-    fast.unroll_for(random_model(dtype=torch.float32), SpeedConfig(precision="bfloat16"))  # hidden sizes of 7 and 6
-    assert made == [model]
+def test_each_precision_has_its_kernels(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(cpu, "load", lambda sizes, flags=(): loaded.append(flags) or kernels.load(sizes, flags))
+    model = random_model(dtype=torch.float32)
+    eps, x = inputs(model, 5)
+    for precision in ("float32", "bfloat16"):
+        unroll = fast.unroll_for(model, SpeedConfig(precision=precision))
+        require_close(outcome(model, eps, x, unroll), outcome(model, eps, x, None), ROUNDED)
+    assert loaded[:2] == [(), ("-DBFLOAT16",)]
 
 
-def test_a_library_says_whether_it_multiplies_bfloat16(tmp_path):
-    model = random_model(dtype=torch.float32, **SMALL)
-    assert not plain_cpu(model, tmp_path).draw_multiplies_bfloat16()
-
-
-@needs_vectors
-def test_a_library_for_vectors_of_bfloat16_says_so(tmp_path):
-    assert vectors_cpu(random_model(dtype=torch.float32, **SMALL), tmp_path).draw_multiplies_bfloat16()
-
-
-@pytest.mark.parametrize(
-    ("flags", "multiplies"), [("fma amx_bf16", True), ("avx512_bf16", True), ("avx512f amx_int8", False)]
-)
-def test_what_a_processor_multiplies_is_read_off_its_flags(monkeypatch, flags, multiplies):
-    monkeypatch.setattr(kernels, "_processor_flags", lambda: f"flags\t\t: fpu {flags}")
-    assert kernels.multiplies_bfloat16() == multiplies
-
-
-def test_products_that_may_not_be_used_are_said_and_done_without(monkeypatch, caplog):
-    model = random_model(dtype=torch.float32, **SMALL)
-    refused = type("Library", (), {"draw_multiplies_bfloat16": staticmethod(lambda: 0)})
-    monkeypatch.setattr(cpu, "load_glimpses", lambda sizes: refused)
-    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda: True)
-    with pytest.raises(UserError, match="products of bfloat16"):
-        cpu.unroll_for(model)
+def test_a_matrix_unit_that_the_system_keeps_to_itself_is_done_without(monkeypatch):
+    model = random_model(dtype=torch.float32)
+    refused = type("Library", (), {"draw_allowed": staticmethod(lambda: 0)})
+    loaded = []
+    monkeypatch.setattr(
+        cpu,
+        "load",
+        lambda sizes, flags: loaded.append(flags) or (refused if len(loaded) < 2 else kernels.load(sizes, flags)),
+    )
     eps, x = inputs(model, 2)
-    assert model(eps, x, unroll=fast.unroll_for(model, SpeedConfig(precision="bfloat16"))).canvas.isfinite().all()
-    assert "not known to the compiler or the system" in caplog.text
+    assert model(eps, x, unroll=cpu.unroll_for(model, torch.bfloat16)).canvas.isfinite().all()
+    assert loaded == [("-DBFLOAT16",), ("-DBFLOAT16", "-DNO_AMX")]

@@ -1,8 +1,8 @@
-"""The glimpses on the CPU in two calls, one forward and one backward, in bfloat16: see glimpses.cpp.
+"""The glimpses on the CPU in two calls, one forward and one backward: see glimpses.cpp.
 
-What `DRAW.unroll` computes, with the factors of matrix products rounded to bfloat16, for processors that multiply those
-by instructions of their own: nothing of a glimpse waits for Python, threads wait for each other once a pass, and memory
-is used again.
+What `DRAW.unroll` computes, up to rounding, several times as fast to train: nothing of a glimpse waits for Python,
+threads wait for each other once a pass, memory is used again, and the gradient of each weight is one product over all
+glimpses. Only the paper's own pieces are known here, see `supports`.
 """
 
 import ctypes
@@ -14,59 +14,68 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from draw import native
-from draw.errors import UserError
-from draw.kernels import BLOCK, GlimpsesSizes, load_glimpses
+from draw.attention import AttentiveRead, AttentiveWrite
+from draw.kernels import BLOCK, FILL, Sizes, load
 from draw.model import DRAW
-from draw.native import filled, unroll_for_kernels, use_up
+from draw.native import has_the_papers_pieces, unroll_for_kernels, use_up
 from draw.types import Unroll
 
-BF16 = torch.bfloat16
 SPARE = 2  # memories that are kept for later passes
 
 
 def supports(model: DRAW) -> bool:
-    """Whether the kernels know a model: the paper's pieces on the CPU, with hidden sizes that are multiples of 8."""
-    return native.supports(model) and model.config.enc_size % 8 == 0 and model.config.dec_size % 8 == 0
+    """Whether the kernels know a model: the paper's own pieces, on the CPU."""
+    return has_the_papers_pieces(model) and all(weight.device.type == "cpu" for weight in model.parameters())
 
 
-def sizes_of(model: DRAW) -> GlimpsesSizes:
+def sizes_of(model: DRAW) -> Sizes:
     """What the kernels for a model are compiled for."""
     c = model.config
-    return GlimpsesSizes(*native.sizes_of(model), c.enc_size, c.dec_size, c.z_size)
+    read_n = model.read.n if isinstance(model.read, AttentiveRead) else 0
+    write_n = model.write.patch_shape[-1] if isinstance(model.write, AttentiveWrite) else 0
+    return Sizes(*c.image_shape, read_n, write_n, c.enc_size, c.dec_size, c.z_size)
 
 
-def unroll_for(model: DRAW, library: ctypes.CDLL | None = None) -> Unroll:
+def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, library: ctypes.CDLL | None = None) -> Unroll:
     """The glimpses of a model that `supports` allows, by the kernels.
 
     Args:
         model: Its weights are read at each call.
-        library: The compiled kernels; by default those for this processor.
+        precision: float32 or bfloat16, of the factors of matrix products; in bfloat16 the gates are kept so too. Sums
+            are float32, as is everything else.
+        library: The kernels compiled for that; by default for this processor.
 
     Raises:
-        UserError: If the kernels cannot be compiled, or not with products of bfloat16.
+        UserError: If the kernels cannot be compiled.
     """
-    if library is None:
-        library = load_glimpses(sizes_of(model))
-        if not library.draw_multiplies_bfloat16():
-            raise UserError("the processor's products of bfloat16 are not known to the compiler or the system")
+    made = library or _library(sizes_of(model), precision)
     spare: list[dict[str, Tensor]] = []
     return unroll_for_kernels(
-        model, lambda keep, *tensors: Glimpses.apply(_Plan(model, library, keep, spare), *tensors)
+        model, lambda keep, *tensors: Glimpses.apply(_Plan(model, precision, made, keep, spare), *tensors)
     )
+
+
+def _library(sizes: Sizes, precision: torch.dtype) -> ctypes.CDLL:
+    if precision == torch.float32:
+        return load(sizes)
+    library = load(sizes, ("-DBFLOAT16",))
+    return library if library.draw_allowed() else load(sizes, ("-DBFLOAT16", "-DNO_AMX"))
 
 
 class _Plan:
     """What a pass over the glimpses needs to know of a model, and the memory that the passes before it have left."""
 
-    def __init__(self, model: DRAW, library: ctypes.CDLL, keep: bool, spare: list[dict[str, Tensor]]) -> None:
+    def __init__(
+        self, model: DRAW, precision: torch.dtype, library: ctypes.CDLL, keep: bool, spare: list[dict[str, Tensor]]
+    ) -> None:
         c = model.config
-        self.library, self.keep, self.spare = library, keep, spare
+        self.precision, self.library, self.spare = precision, library, spare
+        self.keep = keep  # every glimpse's values, for the backward pass; otherwise two glimpses' at a time
         self.e, self.d, self.z = c.enc_size, c.dec_size, c.z_size
         self.width = c.width
 
     def memory(self, steps: int, x: Tensor, r: int, heads: int) -> dict[str, Tensor]:
-        """Where a pass keeps its values, for the backward pass all glimpses', otherwise two glimpses' at a time.
+        """Where a pass keeps its values.
 
         Some hundred megabytes, of which the system would have to clear every page: so they are used again.
         """
@@ -82,8 +91,8 @@ class _Plan:
         factors = {
             "enc_in": (rows, _columns(r, d, e)),
             "dec_in": (rows, _columns(z, d)),
-            "gates_enc": (rows, 4 * e),
-            "gates_dec": (rows, 4 * d),
+            "gates_enc": (rows, _columns(4 * e)),
+            "gates_dec": (rows, _columns(4 * d)),
         }
         if self.keep:
             factors |= {
@@ -96,7 +105,8 @@ class _Plan:
                 return memory
         # Zeros, as the columns that fill up are never written; and more rows, as whole blocks of them are read.
         return {name: x.new_empty(shape) for name, shape in floats.items()} | {
-            name: x.new_zeros(count * b + BLOCK, columns, dtype=BF16) for name, (count, columns) in factors.items()
+            name: x.new_zeros(count * b + BLOCK, columns, dtype=self.precision)
+            for name, (count, columns) in factors.items()
         }
 
     def give_back(self, memory: dict[str, Tensor]) -> None:
@@ -106,7 +116,12 @@ class _Plan:
 
 
 class Glimpses(torch.autograd.Function):
-    """Eqs. 3-8, as `draw.native.Glimpses`: what is kept has the same names and lies glimpse by glimpse."""
+    """Eqs. 3-8. What feeds a product lies as the product wants it, glimpse by glimpse:
+
+    enc_in [r, h_dec, h_enc] (of r, without attention, the error image alone), dec_in [z, h_dec], and the outputs of
+    products gates_enc, gates_dec, q = [mu, log sigma] and heads = [read window, write window, patch], of which row t is
+    made by h_dec after t glimpses.
+    """
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -127,7 +142,7 @@ class Glimpses(torch.autograd.Function):
         names = ("enc_in", "dec_in", "gates_enc", "gates_dec", "r", "s_enc", "s_dec", "canvas", "heads")
         _run(
             plan.library.draw_forward,
-            (x, eps, *(_packed(plan.library, weight) for weight in (enc, dec, post, head)), *biases),
+            (x, eps, *(_packed(plan, weight) for weight in (enc, dec, post, head)), *biases),
             (*(memory[name] for name in names), z, q, h_enc, h_dec),
             steps, rows, b if each else 1,
         )  # fmt: skip
@@ -157,7 +172,7 @@ class Glimpses(torch.autograd.Function):
         biases = [x.new_zeros(b, len(weight)) for weight in (enc, dec, post, head)]
         of_h_dec, of_h_enc = _columns(r), _columns(r, d)  # where they begin in enc_in
         names = ("r", "s_enc", "s_dec", "canvas", "heads")
-        transposed = (_packed(plan.library, weight.mT) for weight in (enc, dec, post, head))
+        transposed = (_packed(plan, weight.mT) for weight in (enc, dec, post, head))
         _run(
             plan.library.draw_backward,
             (x, eps, *transposed, *(memory[name] for name in names), q),
@@ -165,15 +180,15 @@ class Glimpses(torch.autograd.Function):
             steps, b if ctx.each else 1,
         )  # fmt: skip
 
-        def product(name: str, rows: Tensor) -> Tensor:
+        def product(name: str, rows: Tensor, outputs: int) -> Tensor:
             d_out = memory[name][: len(rows)]
-            return (d_out.mT @ rows).float()
+            return (d_out.mT @ rows)[:outputs].float()
 
         enc_in, dec_in = memory["enc_in"][: (steps + 1) * b], memory["dec_in"][: steps * b]
-        d_enc = _together(product("gates_enc", enc_in[: steps * b]), r, d, e)
-        d_dec = _together(product("gates_dec", dec_in), z, d)
-        d_post = product("d_post", enc_in[b:, of_h_enc : of_h_enc + e])[: 2 * z]
-        d_head = product("d_heads", enc_in[:, of_h_dec : of_h_dec + d])[: len(head)]
+        d_enc = _together(product("gates_enc", enc_in[: steps * b], 4 * e), r, d, e)
+        d_dec = _together(product("gates_dec", dec_in, 4 * d), z, d)
+        d_post = product("d_post", enc_in[b:, of_h_enc : of_h_enc + e], 2 * z)
+        d_head = product("d_heads", enc_in[:, of_h_dec : of_h_dec + d], len(head))
         plan.give_back(memory)
         d_enc_bias, *d_biases = biases
         of_weights = (bias.sum(0) for bias in d_biases)
@@ -198,12 +213,20 @@ def _together(weight: Tensor, *sizes: int) -> Tensor:
     return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
 
 
-def _packed(library: ctypes.CDLL, weight: Tensor) -> Tensor:
+def filled(images: Tensor) -> Tensor:
+    """A copy, each line of pixels filled up with zeros, as the kernels read them."""
+    width = images.shape[-1]
+    copy = images.new_zeros(*images.shape[:-1], -(-width // FILL) * FILL)
+    copy[..., :width] = images
+    return copy
+
+
+def _packed(plan: _Plan, weight: Tensor) -> Tensor:
     """W (n, k) in the order in which products read it."""
     n, k = weight.shape
-    packed = weight.new_empty(_columns(n) * _columns(k), dtype=BF16)
+    packed = weight.new_empty(_columns(n) * _columns(k), dtype=plan.precision)
     place, strides = ctypes.c_void_p(weight.data_ptr()), map(ctypes.c_int64, weight.stride())
-    library.draw_pack(place, n, k, *strides, ctypes.c_void_p(packed.data_ptr()), torch.get_num_threads())
+    plan.library.draw_pack(place, n, k, *strides, ctypes.c_void_p(packed.data_ptr()), torch.get_num_threads())
     return packed
 
 

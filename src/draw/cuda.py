@@ -90,7 +90,7 @@ class _Plan:
 
 
 class Glimpses(torch.autograd.Function):
-    """Eqs. 3-8, as `draw.native.Glimpses`: what is kept has the same names and lies glimpse by glimpse."""
+    """Eqs. 3-8, as `draw.cpu.Glimpses`: what is kept has the same names and lies glimpse by glimpse."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, eps: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

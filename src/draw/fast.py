@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from draw import cpu, cuda, deferred, kernels, native
+from draw import cpu, cuda, deferred
 from draw.config import SpeedConfig
 from draw.errors import UserError
 from draw.model import DRAW
@@ -69,10 +69,10 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
                     raise
                 log.warning("draw: without the kernels for all glimpses at once, which are faster: %s", error)
         return deferred.unroll_for(model, precision, compiled=_has_triton())
-    if kind == "cpu" and native.supports(model):
+    if kind == "cpu" and cpu.supports(model):
         if speed.compile == "on" or _repays_compiling(model, images):
             try:
-                return _with_kernels(model, precision)
+                return cpu.unroll_for(model, precision)
             except UserError as error:
                 if speed.compile == "on":
                     raise
@@ -81,15 +81,6 @@ def _unroll_for(model: DRAW, speed: SpeedConfig, images: int | None) -> Unroll:
         what = "this device" if kind != "cpu" else "a model with pieces other than the paper's"
         raise UserError(f"compile on: there is no fast path for {what}; leave it at auto")
     return model.unroll if precision == torch.float32 else deferred.unroll_for(model, precision)
-
-
-def _with_kernels(model: DRAW, precision: torch.dtype) -> Unroll:
-    if precision == torch.bfloat16 and cpu.supports(model) and kernels.multiplies_bfloat16():
-        try:
-            return cpu.unroll_for(model)
-        except UserError as error:
-            log.warning("draw: glimpse by glimpse, which takes longer: %s", error)
-    return native.unroll_for(model, precision)
 
 
 def _in_tf32(function: Callable[P, R]) -> Callable[P, R]:

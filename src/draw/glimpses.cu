@@ -10,7 +10,7 @@
 // products included.
 //
 // Compiled for the sizes of one model: HEIGHT, WIDTH, READ_N, WRITE_N, HIDDEN (of both LSTMs) and Z_SIZE. Names and the
-// meaning of values are those of native.py; equation numbers are the paper's. Without nvcc it is plain C++ that the
+// meaning of values are those of cpu.py; equation numbers are the paper's. Without nvcc it is plain C++ that the
 // tests run on the CPU.
 
 #include <cstddef>

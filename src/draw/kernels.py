@@ -1,6 +1,6 @@
-"""The fused loops of kernels.cpp, compiled on first use by the machine's own C++ compiler and kept.
+"""The loops of glimpses.cpp and glimpses.cu, compiled on first use by the machine's own compilers and kept.
 
-A plain C library called through ctypes, which compiles in two seconds; glimpses.cpp and glimpses.cu likewise, in five.
+Plain C libraries called through ctypes.
 """
 
 import ctypes
@@ -19,25 +19,44 @@ from typing import NamedTuple
 from draw.errors import UserError
 from draw.sources import cache_folder
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-GLIMPSES_SOURCE = Path(__file__).with_name("glimpses.cpp")
+SOURCE = Path(__file__).with_name("glimpses.cpp")
+INCLUDED = SOURCE.with_name("glimpse.h")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-pthread", "-shared", "-fPIC")
 FILL = 16  # floats, to multiples of which the kernels have lines of pixels filled up
-BLOCK = 32  # columns, to multiples of which glimpses.cpp has what feeds its products filled up
+BLOCK = 32  # columns, to multiples of which they have what feeds products filled up
 CUDA_SOURCE = Path(__file__).with_name("glimpses.cu")
 CUDA_FLAGS = ("-std=c++17", "-O3", "-shared", "-Xcompiler=-fPIC")
-# Tried first; a compiler without them makes slower kernels.
-OPTIONAL = ("-march=native", "-fopenmp", "-mprefer-vector-width=512")
+# Tried one after the other, as not every compiler has all of them; the later ones make slower kernels.
+OPTIONS = (
+    ("-march=native", "-fopenmp-simd", "-mprefer-vector-width=512"),
+    ("-march=native", "-fopenmp-simd"),
+    ("-march=native",),
+    (),
+)
 
 
 class Sizes(NamedTuple):
-    """What the kernels are compiled for, so that their loops can be unrolled."""
+    """What the CPU's kernels are compiled for, so that their loops can be unrolled."""
 
     channels: int
     height: int
     width: int
     read_n: int  # 0: without attention
     write_n: int  # likewise
+    enc_size: int
+    dec_size: int
+    z_size: int
+
+
+class CudaSizes(NamedTuple):
+    """What the kernels of glimpses.cu are compiled for."""
+
+    height: int
+    width: int
+    read_n: int
+    write_n: int
+    hidden: int
+    z_size: int
 
 
 def find_compiler() -> str | None:
@@ -55,74 +74,35 @@ def _first_found(*programs: str | None) -> str | None:
     return next((path for program in programs if program and (path := shutil.which(program))), None)
 
 
-class GlimpsesSizes(NamedTuple):
-    """What the kernels of glimpses.cpp are compiled for."""
-
-    channels: int
-    height: int
-    width: int
-    read_n: int
-    write_n: int
-    enc_size: int
-    dec_size: int
-    z_size: int
-
-
-class CudaSizes(NamedTuple):
-    """What the kernels of glimpses.cu are compiled for."""
-
-    height: int
-    width: int
-    read_n: int
-    write_n: int
-    hidden: int
-    z_size: int
-
-
-def macros(sizes: Sizes | GlimpsesSizes | CudaSizes) -> tuple[str, ...]:
+def macros(sizes: Sizes | CudaSizes) -> tuple[str, ...]:
     """The compiler's flags that name the sizes."""
     return tuple(f"-D{name.upper()}={value}" for name, value in sizes._asdict().items())
 
 
 def _processor() -> str:
-    return platform.machine() + platform.processor() + _processor_flags()  # what -march=native depends on
-
-
-def _processor_flags() -> str:
-    if sys.platform != "linux":
-        return ""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16, by Intel's AMX or AVX-512 (AMD since Zen 4), and Linux knows it."""
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_processor_flags().split())
+    """What -march=native depends on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return platform.machine() + platform.processor() + flags
 
 
 @functools.cache
-def load(sizes: Sizes) -> ctypes.CDLL:
+def load(sizes: Sizes, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The CPU's kernels for a model's sizes, compiled now if need be.
+
+    Args:
+        flags: More of the compiler's flags: -DBFLOAT16 for factors of that precision, -DNO_AMX for products of them
+            without the processor's matrix unit, -DNO_AVX512BF16 without its vectors.
 
     Raises:
         UserError: If there is no compiler, or it fails.
     """
-    return _loaded_on_cpu(sizes, SOURCE)
-
-
-@functools.cache
-def load_glimpses(sizes: GlimpsesSizes) -> ctypes.CDLL:
-    """The CPU's kernels for all glimpses at once, likewise: some five seconds."""
-    return _loaded_on_cpu(sizes, GLIMPSES_SOURCE, SOURCE)
-
-
-def _loaded_on_cpu(sizes: Sizes | GlimpsesSizes, *sources: Path) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise UserError("no C++ compiler (c++, g++ or clang++; CXX can name one)")
-    always = [*FLAGS, *macros(sizes), f"-DFILL={FILL}", f"-DBLOCK={BLOCK}"]
-    commands = [[compiler, *OPTIONAL[:count], *always] for count in (3, 2, 1, 0)]
-    return _loaded(sources, commands, _processor())
+    always = [*FLAGS, *macros(sizes), f"-DFILL={FILL}", f"-DBLOCK={BLOCK}", *flags]
+    commands = [[compiler, *options, *always] for options in OPTIONS]
+    return _loaded((SOURCE, INCLUDED), commands, _processor())
 
 
 @functools.cache

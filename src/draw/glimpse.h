@@ -1,26 +1,15 @@
-// Everything of a glimpse but its matrix products, fused, forward and backward, for float32 on the CPU.
+// Everything of a glimpse but its matrix products, fused, forward and backward, for some images, in float32.
 //
-// Called from native.py, which does the products and walks the glimpses, and part of glimpses.cpp, which does both
-// itself. Compiled for the sizes of one model: CHANNELS, HEIGHT, WIDTH, READ_N and WRITE_N, the last two 0 without
-// attention; and for FILL. Rows are images; a stride is the floats from one image's row to the next. Equation numbers
-// are the paper's; the meaning of every value is that of filterbank.py, attention.py and model.py, to which the tests
-// hold it.
+// Part of glimpses.cpp. Compiled for the sizes of one model: CHANNELS, HEIGHT, WIDTH, READ_N and WRITE_N, the last two 0
+// without attention; and for FILL. Rows are images; a stride is the floats from one image's row to the next. Equation
+// numbers are the paper's; the meaning of every value is that of filterbank.py, attention.py and model.py, to which the
+// tests hold it.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
-
-#ifdef _WIN32
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C"
-#endif
-
-#ifndef OWN_THREADS  // to share the images between, where whoever includes this has not done so
-#define OWN_THREADS 1
-#endif
 
 namespace {
 
@@ -350,134 +339,84 @@ inline void lstm_backward_of(int k, const Kept* gates, const float* before, cons
   }
 }
 
-inline int64_t row(int m, int stride) { return static_cast<int64_t>(m) * stride; }
-
-}  // namespace
-
 // Eqs. 3-4: r (b, 2 c n n), or without attention the error image (b, c h w), its lines not filled up.
-EXPORT void read_forward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, float* r,
+inline void read_forward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, float* r,
                          int r_stride) {
-#pragma omp parallel if (OWN_THREADS)
-  {
-    std::vector<float> x_hat(pixels);
-#pragma omp for
-    for (int m = 0; m < b; m++) {
-      const float* image = x + row(m, pixels);
-      float* out = r + row(m, r_stride);
-      error_image(image, canvas + row(m, pixels), x_hat.data());
-      if constexpr (READ_N > 0) {
-        read_patches<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), out);
-      } else {
-        for (int y = 0; y < c * h; y++) std::copy_n(x_hat.data() + y * line, w, out + y * w);
-      }
+  std::vector<float> x_hat(pixels);
+  for (int m = 0; m < b; m++, x += pixels, canvas += pixels, raw += raw_stride, r += r_stride) {
+    error_image(x, canvas, x_hat.data());
+    if constexpr (READ_N > 0) {
+      read_patches<READ_N>(x, x_hat.data(), raw, r);
+    } else {
+      for (int y = 0; y < c * h; y++) std::copy_n(x_hat.data() + y * line, w, r + y * w);
     }
   }
 }
 
 // The gradient of `read_forward`: writes draw, and adds to dcanvas.
-EXPORT void read_backward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, const float* r,
+inline void read_backward(int b, const float* x, const float* canvas, const float* raw, int raw_stride, const float* r,
                           int r_stride, const float* dr, int dr_stride, float* draw, int draw_stride, float* dcanvas) {
-#pragma omp parallel if (OWN_THREADS)
-  {
-    std::vector<float> x_hat(pixels), dx_hat(pixels);
-#pragma omp for
-    for (int m = 0; m < b; m++) {
-      const float *image = x + row(m, pixels), *d = dr + row(m, dr_stride);
-      error_image(image, canvas + row(m, pixels), x_hat.data());
-      std::fill(dx_hat.begin(), dx_hat.end(), 0.0f);
-      if constexpr (READ_N > 0) {
-        read_patches_backward<READ_N>(image, x_hat.data(), raw + row(m, raw_stride), r + row(m, r_stride), d,
-                                      draw + row(m, draw_stride), dx_hat.data());
-      } else {
-        for (int y = 0; y < c * h; y++) std::copy_n(d + y * w, w, dx_hat.data() + y * line);
-      }
-      float* out = dcanvas + row(m, pixels);
+  std::vector<float> x_hat(pixels), dx_hat(pixels);
+  for (int m = 0; m < b; m++, x += pixels, canvas += pixels, dcanvas += pixels, raw += raw_stride, draw += draw_stride,
+           r += r_stride, dr += dr_stride) {
+    error_image(x, canvas, x_hat.data());
+    std::fill(dx_hat.begin(), dx_hat.end(), 0.0f);
+    if constexpr (READ_N > 0) {
+      read_patches_backward<READ_N>(x, x_hat.data(), raw, r, dr, draw, dx_hat.data());
+    } else {
+      for (int y = 0; y < c * h; y++) std::copy_n(dr + y * w, w, dx_hat.data() + y * line);
+    }
 #pragma omp simd
-      for (int i = 0; i < pixels; i++) {
-        float p = image[i] - x_hat[i];  // sigmoid(canvas)
-        out[i] -= dx_hat[i] * p * (1 - p);
-      }
+    for (int i = 0; i < pixels; i++) {
+      float p = x[i] - x_hat[i];  // sigmoid(canvas)
+      dcanvas[i] -= dx_hat[i] * p * (1 - p);
     }
   }
 }
 
 // Eq. 8: the next canvas from a head's output, [raw window, patch] or without attention the stroke (eq. 18).
-EXPORT void write_forward(int b, const float* head, int head_stride, const float* canvas, float* next) {
-#pragma omp parallel for if (OWN_THREADS)
-  for (int m = 0; m < b; m++) {
-    const float *out = head + row(m, head_stride), *before = canvas + row(m, pixels);
-    float* after = next + row(m, pixels);
-    std::copy(before, before + pixels, after);
+inline void write_forward(int b, const float* head, int head_stride, const float* canvas, float* next) {
+  for (int m = 0; m < b; m++, head += head_stride, canvas += pixels, next += pixels) {
+    std::copy_n(canvas, pixels, next);
     if constexpr (WRITE_N > 0) {
-      write_patch<WRITE_N>(out, after);
+      write_patch<WRITE_N>(head, next);
     } else {
       for (int y = 0; y < c * h; y++)
-        for (int x = 0; x < w; x++) after[y * line + x] += out[y * w + x];
+        for (int x = 0; x < w; x++) next[y * line + x] += head[y * w + x];
     }
   }
 }
 
 // The gradient of `write_forward` by the head's output; the canvas's own passes through.
-EXPORT void write_backward(int b, const float* head, int head_stride, const float* dcanvas, float* dhead,
+inline void write_backward(int b, const float* head, int head_stride, const float* dcanvas, float* dhead,
                            int dhead_stride) {
-#pragma omp parallel for if (OWN_THREADS)
-  for (int m = 0; m < b; m++) {
-    const float* d = dcanvas + row(m, pixels);
-    float* out = dhead + row(m, dhead_stride);
+  for (int m = 0; m < b; m++, head += head_stride, dcanvas += pixels, dhead += dhead_stride) {
     if constexpr (WRITE_N > 0) {
-      write_patch_backward<WRITE_N>(head + row(m, head_stride), d, out);
+      write_patch_backward<WRITE_N>(head, dcanvas, dhead);
     } else {
-      for (int y = 0; y < c * h; y++) std::copy_n(d + y * line, w, out + y * w);
+      for (int y = 0; y < c * h; y++) std::copy_n(dcanvas + y * line, w, dhead + y * w);
     }
-  }
-}
-
-// The LSTM's step from the gates' inputs less their bias, which become the gates; the output goes to one or two places.
-// A bias of stride 0 is that of all images.
-EXPORT void lstm_forward(int b, int k, const float* bias, int bias_stride, float* gates, const float* s, float* s_next,
-                         float* h, int h_stride, float* h2, int h2_stride) {
-#pragma omp parallel for if (OWN_THREADS)
-  for (int m = 0; m < b; m++) {
-    float *of = gates + row(m, 4 * k), *out = h + row(m, h_stride);
-    lstm_of(k, of, bias + row(m, bias_stride), s + row(m, k), of, s_next + row(m, k), out);
-    if (h2) std::memcpy(h2 + row(m, h2_stride), out, k * sizeof(float));
-  }
-}
-
-// The gradient of `lstm_forward`: the gates become the gradients of their inputs, ds that of the memory before.
-EXPORT void lstm_backward(int b, int k, float* gates, const float* s, const float* s_next, const float* dh, int dh_stride,
-                          const float* dh2, int dh2_stride, const float* dh3, int dh3_stride, float* ds) {
-#pragma omp parallel for if (OWN_THREADS)
-  for (int m = 0; m < b; m++) {
-    float* of = gates + row(m, 4 * k);
-    lstm_backward_of(k, of, s + row(m, k), s_next + row(m, k), dh + row(m, dh_stride), dh2 + row(m, dh2_stride),
-                     dh3 ? dh3 + row(m, dh3_stride) : nullptr, ds + row(m, k), of);
   }
 }
 
 // Eq. 6 from q (b, 2 z) = [mu, log sigma].
-EXPORT void sample_forward(int b, int size, const float* q, const float* eps, float* z, int z_stride) {
-#pragma omp parallel for if (OWN_THREADS)
-  for (int m = 0; m < b; m++) {
-    const float *mu = q + row(m, 2 * size), *log_sigma = mu + size, *e = eps + row(m, size);
-    float* out = z + row(m, z_stride);
+inline void sample_forward(int b, int size, const float* q, const float* eps, float* z) {
+  for (int m = 0; m < b; m++, q += 2 * size, eps += size, z += size) {
 #pragma omp simd
-    for (int u = 0; u < size; u++) out[u] = mu[u] + exp_(log_sigma[u]) * e[u];
+    for (int u = 0; u < size; u++) z[u] = q[u] + exp_(q[size + u]) * eps[u];
   }
 }
 
 // The gradient of `sample_forward`, added to dq.
-EXPORT void sample_backward(int b, int size, const float* q, const float* eps, const float* dz, int dz_stride,
+inline void sample_backward(int b, int size, const float* q, const float* eps, const float* dz, int dz_stride,
                             float* dq) {
-#pragma omp parallel for if (OWN_THREADS)
-  for (int m = 0; m < b; m++) {
-    const float *log_sigma = q + static_cast<int64_t>(m) * 2 * size + size, *e = eps + row(m, size);
-    const float* d = dz + row(m, dz_stride);
-    float *dmu = dq + row(m, 2 * size), *dlog_sigma = dmu + size;
+  for (int m = 0; m < b; m++, q += 2 * size, eps += size, dz += dz_stride, dq += 2 * size) {
 #pragma omp simd
     for (int u = 0; u < size; u++) {
-      dmu[u] += d[u];
-      dlog_sigma[u] += d[u] * e[u] * exp_(log_sigma[u]);
+      dq[u] += dz[u];
+      dq[size + u] += dz[u] * eps[u] * exp_(q[size + u]);
     }
   }
 }
+
+}  // namespace
