@@ -2,7 +2,7 @@
 
     python benchmarks/profile_step.py [--compile off] [--precision bfloat16] [--threads 2]
 
-`Glimpses` and `GlimpsesBackward` are the fused kernels and the walk over the glimpses; `mm` the matrix products.
+`Glimpses` and `GlimpsesBackward` are all glimpses but for the gradients of the weights, which `mm` are.
 """
 
 import argparse
