@@ -11,6 +11,7 @@
 
 #include "glimpse.h"
 
+#include <system_error>
 #include <thread>
 
 #ifdef _WIN32
@@ -330,12 +331,19 @@ struct Backward {
   }
 };
 
-// Call f(first, next) for the shares of `count` things, each in a thread of its own.
+// Call f(first, next) for the shares of `count` things, each in a thread of its own, or in this one where the system
+// gives no more.
 template <class F>
 void in_shares(int count, int threads, F f) {
   auto begin = [&](int share) { return static_cast<int>(static_cast<int64_t>(count) * share / threads); };
   std::vector<std::thread> others;
-  for (int share = 1; share < threads; share++) others.emplace_back(f, begin(share), begin(share + 1));
+  for (int share = 1; share < threads; share++) {
+    try {
+      others.emplace_back(f, begin(share), begin(share + 1));
+    } catch (const std::system_error&) {
+      f(begin(share), begin(share + 1));
+    }
+  }
   f(0, begin(1));
   for (std::thread& other : others) other.join();
 }
