@@ -26,7 +26,7 @@ ROUNDED = 2e-2  # factors have 8 bits
 PLAIN = ("-DNO_AMX", "-DNO_AVX512BF16")
 PASSES = {  # on the CPU: the precision, flags of the compiler, and what makes products
     "float32": (torch.float32, (), "floats"),
-    "floats": (torch.bfloat16, PLAIN, "floats"),
+    "floats": (torch.bfloat16, (*PLAIN, "-DOWN_THREADS"), "floats"),
     "vectors": (torch.bfloat16, PLAIN[:1], "AVX512-BF16"),
     "matrix unit": (torch.bfloat16, (), "AMX"),
 }

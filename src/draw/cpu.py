@@ -20,7 +20,7 @@ from draw.model import DRAW
 from draw.native import has_the_papers_pieces, unroll_for_kernels, use_up
 from draw.types import Unroll
 
-SPARE = 2  # memories that are kept for later passes
+SPARE = 2  # memories of a kind that are kept for later passes
 
 
 def supports(model: DRAW) -> bool:
@@ -49,7 +49,7 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, library: cty
         UserError: If the kernels cannot be compiled.
     """
     made = library or _library(sizes_of(model), precision)
-    spare: list[dict[str, Tensor]] = []
+    spare: dict[bool, list[dict[str, Tensor]]] = {False: [], True: []}  # of each kind
     return unroll_for_kernels(
         model, lambda keep, *tensors: Glimpses.apply(_Plan(model, precision, made, keep, spare), *tensors)
     )
@@ -66,7 +66,12 @@ class _Plan:
     """What a pass over the glimpses needs to know of a model, and the memory that the passes before it have left."""
 
     def __init__(
-        self, model: DRAW, precision: torch.dtype, library: ctypes.CDLL, keep: bool, spare: list[dict[str, Tensor]]
+        self,
+        model: DRAW,
+        precision: torch.dtype,
+        library: ctypes.CDLL,
+        keep: bool,
+        spare: dict[bool, list[dict[str, Tensor]]],
     ) -> None:
         c = model.config
         self.precision, self.library, self.spare = precision, library, spare
@@ -99,9 +104,10 @@ class _Plan:
                 "d_post": (steps, _columns(2 * z)),
                 "d_heads": (steps + 1, _columns(heads)),
             }
-        while self.spare:
-            memory = self.spare.pop()
-            if memory["canvas"].shape == floats["canvas"] and ("d_heads" in memory) == self.keep:
+        spare = self.spare[self.keep]
+        while spare:
+            memory = spare.pop()
+            if memory["canvas"].shape == floats["canvas"]:
                 return memory
         # Zeros, as the columns that fill up are never written; and more rows, as whole blocks of them are read.
         return {name: x.new_empty(shape) for name, shape in floats.items()} | {
@@ -111,8 +117,9 @@ class _Plan:
 
     def give_back(self, memory: dict[str, Tensor]) -> None:
         """Keep what a pass has done with for a later one."""
-        if len(self.spare) < SPARE and not memory["canvas"].is_inference():
-            self.spare.append(memory)
+        spare = self.spare[self.keep]
+        if len(spare) < SPARE and not memory["canvas"].is_inference():
+            spare.append(memory)
 
 
 class Glimpses(torch.autograd.Function):

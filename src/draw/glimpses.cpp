@@ -11,8 +11,14 @@
 
 #include "glimpse.h"
 
+#include <atomic>
 #include <system_error>
 #include <thread>
+
+#if defined(__linux__) && !defined(OWN_THREADS)
+#define POOL
+extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags) __attribute__((weak));
+#endif
 
 #ifdef _WIN32
 #define EXPORT extern "C" __declspec(dllexport)
@@ -331,20 +337,29 @@ struct Backward {
   }
 };
 
-// Call f(first, next) for the shares of `count` things, each in a thread of its own, or in this one where the system
-// gives no more.
+// Call f(first, next) for the shares of `count` things: in PyTorch's own threads, which are awake, where they are GNU
+// OpenMP's; otherwise in new ones, or in this one where the system gives no more.
 template <class F>
 void in_shares(int count, int threads, F f) {
-  auto begin = [&](int share) { return static_cast<int>(static_cast<int64_t>(count) * share / threads); };
-  std::vector<std::thread> others;
-  for (int share = 1; share < threads; share++) {
-    try {
-      others.emplace_back(f, begin(share), begin(share + 1));
-    } catch (const std::system_error&) {
+  std::atomic<int> taken{0};
+  auto take = [&] {
+    for (int share; (share = taken++) < threads;) {
+      auto begin = [&](int of) { return static_cast<int>(static_cast<int64_t>(count) * of / threads); };
       f(begin(share), begin(share + 1));
     }
+  };
+#ifdef POOL
+  if (GOMP_parallel && threads > 1) {
+    GOMP_parallel([](void* take_some) { (*static_cast<decltype(take)*>(take_some))(); }, &take, threads, 0);
+    return;
   }
-  f(0, begin(1));
+#endif
+  std::vector<std::thread> others;
+  try {
+    while (static_cast<int>(others.size()) + 1 < threads) others.emplace_back(take);
+  } catch (const std::system_error&) {
+  }
+  take();
   for (std::thread& other : others) other.join();
 }
 
