@@ -9,8 +9,9 @@ from draw.data import DataSet, middle
 from draw.noise import seeded
 
 
-def data_set(*, train=40, valid=11, test=13, channels=1, height=6, width=5, binarization="static", grey=False):
+def data_set(*, train=40, valid=11, test=13, channels=1, height=6, width=5, binarization=None, grey=False):
     """Blobs: each image a random rectangle of ink, or of grey."""
+    binarization = binarization or ("none" if grey else "static")
     images = {}
     for split, n in (("train", train), ("valid", valid), ("test", test)):
         generator = seeded("small", split)

@@ -328,6 +328,13 @@ def test_masks_of_any_type_become_black_and_white(save, array):
     np.testing.assert_array_equal(found[0, 0].numpy(), 255 * np.eye(4))
 
 
+def test_ones_are_white_where_no_byte_is_above_one_whatever_the_type_of_other_splits(save):
+    masks = np.stack([np.eye(4, dtype=np.uint8)] * 5)
+    data = load(save(train=masks, valid=masks == 1, test=masks.astype(float)))
+    assert all(images.max() == 255 for images in data.images.values())
+    assert data.binarization == "static"
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -337,6 +344,7 @@ def test_masks_of_any_type_become_black_and_white(save, array):
         (np.zeros((10, 4, 5, 5), np.uint8), r"4 channels.*drop the alpha"),
         (np.zeros((10, 5, 4), np.int64), "type int64; expected uint8"),
         (np.full((10, 5, 4), 255.0), r"lie in \[0, 1\], got 255 to 255"),
+        (np.full((10, 5, 4), 1 + 1e-6), r"lie in \[0, 1\], got 1\.0000009\d* to 1\.0000009"),
         (np.full((10, 5, 4), -0.1), r"lie in \[0, 1\]"),
         (np.full((10, 5, 4), np.nan), r"some values are NaN"),
         (np.zeros((0, 5, 4), np.uint8), "empty"),
@@ -356,7 +364,7 @@ def test_other_arrays_are_named_in_one_line(save, array, message):
         ({"test": grey_images()}, "holds test but no 'train'"),
         ({"train": grey_images(9, 5, 4), "test": grey_images(9, 4, 5)}, "differ in shape"),
         ({"images": grey_images(9), "labels": np.arange(8)}, "labels of train must be 9 integers"),
-        ({"images": grey_images(9), "labels": np.arange(9.0)}, "labels of train must be 9 integers"),
+        ({"images": grey_images(9), "labels": np.arange(9.0)}, "labels of train must be 9 integers, got float64"),
     ],
 )
 def test_other_archives_are_named_in_one_line(save, arrays, message):
@@ -525,7 +533,7 @@ def test_files_of_other_kinds_are_noted(folder, tmp_path):
         pictures.read_folder(tmp_path / "only")
 
 
-@pytest.mark.parametrize("name", ["valid", "val", "validation"])
+@pytest.mark.parametrize("name", ["valid", "val", "validation", "Valid"])
 def test_folders_named_as_splits_are_the_splits(folder, name):
     files = {"train/a/1.png": (4, 4), "train/b/2.png": (4, 4), f"{name}/1.png": (4, 4)}
     images = pictures.read_folder(folder({**files, "test/1.png": (4, 4), "test/2.png": (4, 4)})).images
@@ -580,6 +588,15 @@ def test_grey_pictures_with_transparency_stay_grey(folder):
     images = pictures.read_folder(folder({"a.png": Image.new("LA", (4, 4), (200, 0))})).images["train"]
     assert images.shape == (1, 1, 4, 4)
     assert not images.any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_grey_value_that_stands_for_nothing_is_black(folder, dtype):
+    white = np.iinfo(dtype).max
+    picture = Image.fromarray(np.array([[white, white // 2]], dtype))
+    picture.save(folder({}) / "a.png", transparency=white)
+    images = pictures.read_folder(folder({})).images["train"]
+    assert images.tolist() == [[[[0, 127]]]]
 
 
 def test_pictures_are_turned_as_their_exif_tag_says(tmp_path):
@@ -703,6 +720,11 @@ def test_a_folder_becomes_a_data_set(folder):
     [
         (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "static", r"must be a uint8 tensor .* \(0, 1, 4, 4\)"),
         (torch.ones(3, 1, 4, 4, dtype=torch.uint8), "static", "no value of the images of mine is above 1"),
+        (
+            torch.full((3, 1, 4, 4), 7, dtype=torch.uint8),
+            "static",
+            "images of mine are grey, and static ones are 0",
+        ),
         (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "auto", "binarization must be static, stochastic or none"),
     ],
 )

@@ -266,6 +266,7 @@ def test_an_image_larger_than_a_shard_is_a_shard(tmp_path):
         (WHOLE | {"test": [images(3, 2, 5, 4)]}, {}, "test: images differ in shape, (2, 5, 4) after (1, 5, 4)"),
         ({"train": [images(3, 2, 5, 4)]} | {"train_images": 3}, {}, "give images of train"),
         ({"train": iter([images(9, 1, 5, 4) / 255])}, {"train_images": 9}, "must be uint8 arrays (b, c, h, w), c = 1"),
+        ({"train": [images(9)[:, None] % 2]}, {"train_images": 9}, "no value of the images of stream is above 1"),
         (WHOLE, {"labels": {"test": [1, 2]}}, "labels of test must be 5 integers, got int64 (2,)"),
         (WHOLE, {"labels": {"test": np.full(5, 0.5)}}, "labels of test must be 5 integers, got float64 (5,)"),
         (of_splits(train=images(9)), {"train_images": 9, "labels": {"train": [1]}}, "labels of train must be 9"),

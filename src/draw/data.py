@@ -34,7 +34,8 @@ class DataSet:
     0 is black or paper, 255 white or ink: intensity 1.
 
     Raises:
-        UserError: If images are of another type, of several sizes or none, or binarization is no resolved one.
+        UserError: If images are of another type, of several sizes or none, of values from 0 to 1, or grey and static;
+            or if binarization is no resolved one.
     """
 
     name: str
@@ -62,8 +63,12 @@ class DataSet:
                     "height, width): all must have one size"
                 )
         here = [x for x in self.images.values() if isinstance(x, Tensor) and x.device.type == "cpu"]
-        if here and max(int(images.amax()) for images in here) == 1:
-            raise UserError(f"no value of the images of {self.name} is above 1: white is 255")
+        require_white(self.name, max((int(images.amax()) for images in here), default=0))
+        if self.binarization == "static" and not all(_two_valued(images) for images in here):
+            raise UserError(
+                f"the images of {self.name} are grey, and static ones are 0 or 255 once and for all: "
+                "binarization must be stochastic or none"
+            )
 
     def split(self, name: str) -> Images | Shards:
         """The images of a split.
@@ -140,6 +145,16 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
     if patch := config.patch_hw:
         tensors = {split: middle(tensor, patch) for split, tensor in tensors.items()}
     return DataSet(config.source, {**tensors}, labels, binarization, arrays.notes, whole)
+
+
+def require_white(name: str, largest: int) -> None:
+    """Refuse images whose largest value is 1: what was meant is not known.
+
+    Raises:
+        UserError: If it is.
+    """
+    if largest == 1:
+        raise UserError(f"no value of the images of {name} is above 1: white is 255")
 
 
 def resolved(asked: str, two_valued: bool, channels: int) -> str:

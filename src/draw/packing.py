@@ -19,7 +19,7 @@ from torch import Tensor
 from draw import pictures
 from draw.checkpoint import write_text
 from draw.config import SHARD_MB, Binarization, DataConfig
-from draw.data import DataSet, held_out, intensities, load_data, path_of, read_source, resolved
+from draw.data import DataSet, held_out, intensities, load_data, path_of, read_source, require_white, resolved
 from draw.errors import UserError
 from draw.noise import seeded
 from draw.published import Images, Stream, rows_per_piece
@@ -130,6 +130,7 @@ def write_shards(
             drawn = seeded(data_seed, "static", split) if binarization == "static" else None
             writers[split] = _Writer(folder, split, int(shard_mb * 2**20), drawn)
         shape = _write_images(writers, images, route)
+        require_white(source, max(writer.largest for writer in writers.values()))
         _write_labels(writers, labels, route)
         splits = {split: writer.finished() for split, writer in writers.items()}
         two_valued = all(writer.two_valued for writer in writers.values())
@@ -197,6 +198,7 @@ class _Writer:
     def __init__(self, folder: Path, split: str, shard_bytes: int, drawn: torch.Generator | None) -> None:
         self.folder, self.split, self.shard_bytes, self.drawn = folder, split, shard_bytes, drawn
         self.two_valued = True  # every pixel so far is 0 or 255
+        self.largest = 0  # pixel that was given
         self._shape: tuple[int, ...] = ()
         self._images = self._sum = 0  # of all pixels so far
         self._pixels = hashlib.sha256()
@@ -210,6 +212,7 @@ class _Writer:
         rows = rows_per_piece(math.prod(self._shape))
         for first in range(0, len(images), rows):
             piece = np.ascontiguousarray(images[first : first + rows])
+            self.largest = max(self.largest, int(piece.max()))
             if self.drawn is not None:  # it leaves 0 and 255 as they are
                 piece = (intensities(torch.tensor(piece), "stochastic", self.drawn) * 255).to(torch.uint8).numpy()
             self.two_valued = self.two_valued and bool(((piece == 0) | (piece == 255)).all())

@@ -180,7 +180,7 @@ def _listing(folder: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     splits: dict[str, list[Path]] = {"train": []}
     outside = 0
     for path in paths:
-        split = SPLITS.get(path.relative_to(folder).parts[0])
+        split = SPLITS.get(path.relative_to(folder).parts[0].lower())
         if split is None:
             outside += 1
         else:
@@ -219,7 +219,9 @@ def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np
             image = ImageOps.exif_transpose(file)
     is_grey = grey or image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
-        image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+        values = np.asarray(image)
+        black = values == image.info.get("transparency", -1)
+        image = Image.fromarray(np.rint(values.clip(0, 65535) / 257 * ~black).astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("L" if is_grey else "RGB")
@@ -284,14 +286,17 @@ def read_array(path: Path) -> Arrays:
         found, labels = _chosen(path, arrays)
     images = {split: _pixels(array, f"{path}, {split}") for split, array in found.items()}
     notes: tuple[str, ...] = ()
-    if all(a.dtype == np.uint8 for a in found.values()) and max(int(a.max()) for a in images.values()) == 1:
-        images = {split: array * np.uint8(255) for split, array in images.items()}
+    counted = [split for split, array in found.items() if array.dtype == np.uint8]
+    if max((int(images[split].max()) for split in counted), default=0) == 1:
+        images |= {split: images[split] * np.uint8(255) for split in counted}
         notes = (ONE_IS_WHITE,)
     if len(shapes := {array.shape[1:] for array in images.values()}) > 1:
         raise UserError(f"{path}: the splits differ in shape: {', '.join(map(str, sorted(shapes)))}")
     for split, numbers in labels.items():
         if numbers.shape != images[split].shape[:1] or numbers.dtype.kind not in "iu":
-            raise UserError(f"{path}: labels of {split} must be {len(images[split])} integers, got {numbers.shape}")
+            raise UserError(
+                f"{path}: labels of {split} must be {len(images[split])} integers, got {numbers.dtype} {numbers.shape}"
+            )
     return Arrays(images, {split: numbers.astype(np.int64) for split, numbers in labels.items()}, notes)
 
 
@@ -390,7 +395,7 @@ def _bytes(array: NDArray[Any], where: str) -> Images:
         raise UserError(f"{where}: some values are NaN")
     if values.min() < 0 or values.max() > 1:
         raise UserError(
-            f"{where}: floats must lie in [0, 1], got {values.min():g} to {values.max():g}; save as uint8 if they count"
-            f" to 255"
+            f"{where}: floats must lie in [0, 1], got {values.min():.9g} to {values.max():.9g}; save as uint8 if they "
+            "count to 255"
         )
     return np.rint(values * 255).astype(np.uint8)
