@@ -160,6 +160,20 @@ def test_a_configuration_file_trains_the_same(draw, place, tmp_path):
     assert mine.sha256[checkpoint.MODEL] == theirs.sha256[checkpoint.MODEL]
 
 
+@pytest.mark.parametrize("patch", ["5", "4x5"])
+def test_a_configuration_file_takes_another_size_of_its_images(draw, place, tmp_path, patch):
+    draw("train", place / "run" / "config.json", "--patch", patch, "--out", tmp_path / "r", "--device", "cpu")
+    model = checkpoint.find(tmp_path / "r").config.model
+    assert f"{model.height}x{model.width}" in (patch, f"{patch}x{patch}")
+
+
+def test_a_configuration_file_of_other_images_is_refused(refused, place, tmp_path):
+    config = json.loads((place / "run" / "config.json").read_text())
+    config["model"]["height"] = 28
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    assert "height is 28, but the images of" in refused("train", tmp_path / "c.json", "--out", tmp_path / "r")
+
+
 def test_the_wrong_size_of_images_is_refused(refused, place, tmp_path):
     line = refused("train", "demo", "--data", place / "small.npz", "--out", tmp_path / "r", "--height", "28")
     assert "height is 28, but the images of" in line
@@ -333,6 +347,7 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["train", "demo", "--iterations", "9" * 400], "iterations must be at most 1,000,000,000,000, got 999"),
         (["train", "demo", "--epochs", "1e300"], "iterations must be at most 1,000,000,000,000, got "),
         (["sample", "mnist", "-n", str(10**21)], "expected a whole number from 1 to 1,000,000, got '1000"),
+        (["sample", "mnist", "--temperature", "1e300"], "temperature must be from 0 to 1,000, got 1e+300"),
         (["sample", "mnist", "--out", "a.png", "--animate", "./a.png"], "--out and --animate are both a.png"),
         (["data", "preview", "x", "--size", "²"], "size must be SIDE or HEIGHTxWIDTH"),
         (["data", "preview", "folder:"], "folder: needs a path"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from draw.config import (
@@ -79,6 +80,10 @@ def test_a_faulty_file_is_refused_by_name(text, message):
         (TrainConfig, {"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         (TrainConfig, {"weight_decay": math.nan}, "weight_decay must be 0 or more, got nan"),
         (TrainConfig, {"weight_decay": math.inf}, "weight_decay must be 0 or more, got inf"),
+        (TrainConfig, {"weight_decay": 1e13}, "weight_decay must be at most 1,000,000,000,000, got 1"),
+        (TrainConfig, {"learning_rate": 1e300}, "learning_rate must be at most 1,000,000,000,000, got 1e+300"),
+        (TrainConfig, {"learning_rate": 10**400}, "learning_rate: expected float, got 1000"),
+        (TrainConfig, {"validation_images": 10**6 + 1}, "validation_images must be at most 1,000,000, got 1000001"),
         (TrainConfig, {"fall_from": 1.0}, "fall_from must be in [0, 1)"),
         (TrainConfig, {"seed": -1}, "seed must be from 0 to 2**63 - 1, got -1"),
         (DataConfig, {"size": "big"}, "size must be SIDE or HEIGHTxWIDTH"),
@@ -93,6 +98,14 @@ def test_an_impossible_value_is_refused_by_name(section, values, message):
 
 def test_whole_numbers_are_valid_where_any_number_is():
     assert from_dict(TrainConfig, {"learning_rate": 1}).learning_rate == 1.0
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = RunConfig().replace(learning_rate=np.float32(0.5), weight_decay=np.float64(0.25), batch_size=np.int64(4))
+    assert from_json(RunConfig, json.dumps(to_dict(config))) == config
+    for name, value in (("batch_size", np.float64(4)), ("learning_rate", np.bool_(True)), ("steps", True)):
+        with pytest.raises(UserError, match=f"{name}: expected "):
+            RunConfig().replace(**{name: value})
 
 
 def test_an_unknown_setting_of_replace_names_the_nearest():

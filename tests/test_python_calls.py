@@ -24,6 +24,15 @@ CALLS = {
     f"{MODEL}.reconstruct(torch.zeros(3, 1, 4, 4).byte())": (
         "images must have intensities in [0, 1], as floats, got torch.uint8; of 8 bits give x / 255"
     ),
+    f"{MODEL}.reconstruct(torch.full((3, 1, 4, 4), 255.0))": (
+        "images must have intensities in [0, 1], and some are not; of 8 bits give x / 255"
+    ),
+    f"{MODEL}.reconstruct(torch.full((3, 1, 4, 4), torch.nan))": (
+        "images must have intensities in [0, 1], and some are not; of 8 bits give x / 255"
+    ),
+    f"{MODEL}.reconstruct(torch.zeros(3, 4, 4))": "images must be (b, 1, 4, 4), got (3, 4, 4)",
+    f"{MODEL}.sample(2, temperature=1e300)": "temperature must be from 0 to 1,000, got 1e+300",
+    f"{MODEL}.sample(2, temperature=1000).isfinite().all()": "tensor(True)",
     f"{MODEL}(torch.zeros(2, 3, 2), torch.zeros(3, 1, 4, 4).byte())": (
         "images must have intensities in [0, 1], as floats, got torch.uint8; of 8 bits give x / 255"
     ),

@@ -3,10 +3,11 @@
 No array library is imported here, so that `draw --help` is instant.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-import sys
+import numbers
 import types
 import typing
 from collections.abc import Callable
@@ -22,6 +23,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 C = TypeVar("C")
 MOST, MOST_STEPS = 10**6, 10**12  # of any size or number that is asked for, beyond which nothing can be meant
 SEEDS = range(2**63)  # what torch's generators take
+HOTTEST = 1000  # factor on the latents' standard deviation: far beyond any at which a drawing changes
 SHARD_MB = 256  # most megabytes (2**20 bytes) of one file of packed images
 
 
@@ -49,8 +51,11 @@ def _checked(path: str, value: Any, hint: Any) -> Any:
         if typing.get_origin(kind) is Literal:
             if value in typing.get_args(kind):
                 return value
-        elif kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-            return float(value)
+        elif kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's too
+            with contextlib.suppress(OverflowError):
+                return float(value)
+        elif kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)
         elif type(value) is kind:
             return value
     raise UserError(f"{path}: expected {type_name(hint)}, got {value!r}")
@@ -72,6 +77,15 @@ def _require_count(name: str, count: int, most: int = MOST) -> None:
 
 def _require_seed(name: str, seed: int) -> None:
     _require(seed in SEEDS, f"{name} must be from 0 to 2**63 - 1, got {seed}")
+
+
+def require_temperature(temperature: float) -> None:
+    """Check a factor on the latents' standard deviation.
+
+    Raises:
+        UserError: If it is not from 0 to `HOTTEST`.
+    """
+    _require(0 <= temperature <= HOTTEST, f"temperature must be from 0 to {HOTTEST:,}, got {temperature}")
 
 
 @dataclass(frozen=True)
@@ -182,11 +196,15 @@ class TrainConfig:
             _require_count(name, getattr(self, name), most=MOST_STEPS)
         for name in ("warmup", "validation_images"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _require_count("validation_images", self.validation_images or 1)
         _require_seed("seed", self.seed)
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
             value = getattr(self, name)
             _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
         _require(0 <= self.weight_decay < math.inf, f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes", "weight_decay"):
+            value = getattr(self, name) or 0
+            _require(value <= MOST_STEPS, f"{name} must be at most {MOST_STEPS:,}, got {value}")
         if self.grow_from is not None:
             _require_count("grow_from", self.grow_from)
         _require(self.awake is None or self.awake >= 1, f"awake must be at least 1, or none for all, got {self.awake}")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
-from draw.config import ModelConfig
+from draw.config import ModelConfig, require_temperature
 from draw.distributions import Bernoulli, StandardNormal, carrying_latents, kl, kl_per_latent, rsample
 from draw.errors import UserError
 from draw.noise import seeded
@@ -198,16 +198,29 @@ class DRAW(nn.Module):
         Args:
             n: How many.
             seed: Seed of the latents and of the pixels. The first m of n images are not those of n = m.
-            temperature: Factor on the latents' standard deviation.
+            temperature: Factor on the latents' standard deviation, from 0 to 1,000.
             binary: Draw each pixel, 0 or 1.
+
+        Raises:
+            UserError: If the temperature is not in that range.
         """
+        require_temperature(temperature)
         mean = self.likelihood.mean(self(temperature * self.noise(n, seed, "sample")).canvas)
         return torch.bernoulli(mean, generator=seeded(seed, "pixels", device=mean.device)) if binary else mean
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "b c h w"], *, seed: int = 0) -> Float[Tensor, "b c h w"]:
-        """The model's drawings of images with intensities in [0, 1]: probabilities, from one posterior sample each."""
+        """The model's drawings of images with intensities in [0, 1]: probabilities, from one posterior sample each.
+
+        Raises:
+            UserError: If the images are of another size, or their intensities are not in [0, 1].
+        """
         _require_intensities(x)
+        shape = self.config.image_shape
+        if x.shape[1:] != shape:
+            raise UserError(f"images must be (b, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+        if not ((x >= 0) & (x <= 1)).all():
+            raise UserError("images must have intensities in [0, 1], and some are not; of 8 bits give x / 255")
         eps = self.noise(x.shape[0], seed, "reconstruct")
         return self.likelihood.mean(self(eps, x.to(eps)).canvas)
 

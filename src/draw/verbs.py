@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draw import words
-from draw.config import DataConfig, EvalConfig, ModelConfig, RunConfig, SpeedConfig, TrainConfig, from_dict, to_dict
+from draw.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    RunConfig,
+    SpeedConfig,
+    TrainConfig,
+    from_dict,
+    require_temperature,
+    to_dict,
+)
 from draw.errors import UserError
 from draw.presets import PRESETS, preset
 
@@ -54,7 +64,8 @@ def _train(options: Any, world: "World") -> None:
     config, out = from_dict(RunConfig, values), Path(folder)
     step, seconds = begun or (0, 0.0)
     data = world.first_on_each_machine(lambda: _load(config.data, options))
-    from_file = not begun and options.config.endswith(".json") and "source" not in options
+    resized = any(name in options for name in ("source", "size", "grey", "patch"))
+    from_file = not begun and options.config.endswith(".json") and not resized
     for name, size in zip(("channels", "height", "width"), data.shape, strict=True):
         if (from_file or name in options) and getattr(config.model, name) != size:
             raise UserError(f"{name} is {getattr(config.model, name)}, but the images of {data.name} have {size}")
@@ -217,6 +228,7 @@ def sample(options: Any) -> None:
 
     if options.out and options.animate and options.out.absolute() == options.animate.absolute():
         raise UserError(f"--out and --animate are both {options.out}: give each a name of its own")
+    require_temperature(options.temperature)
     _, model = _load_model(options)
     n = options.n or (16 if options.animate else 64)
     with torch.no_grad():
