@@ -36,6 +36,8 @@ COMMON = (
     "0",
     "--weight-decay",
     "0",
+    "--awake",
+    "none",
 )
 
 
