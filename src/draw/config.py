@@ -22,6 +22,7 @@ Compile = Literal["auto", "on", "off"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 C = TypeVar("C")
 MOST, MOST_STEPS = 10**6, 10**12  # of any size or number that is asked for, beyond which nothing can be meant
+MOST_FLOAT = 1e38  # about what a 32-bit float holds
 SEEDS = range(2**63)  # what torch's generators take
 HOTTEST = 1000  # factor on the latents' standard deviation: far beyond any at which a drawing changes
 SHARD_MB = 256  # most megabytes (2**20 bytes) of one file of packed images
@@ -204,7 +205,7 @@ class TrainConfig:
         _require(0 <= self.weight_decay < math.inf, f"weight_decay must be 0 or more, got {self.weight_decay}")
         for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes", "weight_decay"):
             value = getattr(self, name) or 0
-            _require(value <= MOST_STEPS, f"{name} must be at most {MOST_STEPS:,}, got {value}")
+            _require(value <= MOST_FLOAT, f"{name} must be at most {MOST_FLOAT:g}, got {value}")
         if self.grow_from is not None:
             _require_count("grow_from", self.grow_from)
         _require(self.awake is None or self.awake >= 1, f"awake must be at least 1, or none for all, got {self.awake}")
