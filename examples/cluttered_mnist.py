@@ -37,7 +37,7 @@ from draw.data import DataSet, batch_indices, load_data
 from draw.errors import NonFiniteError, UserError
 from draw.evaluation import spread
 from draw.model import LSTM, require_same_tensors, stack
-from draw.noise import seeded
+from draw.noise import global_seed, seeded
 from draw.training import learning_rate
 from draw.types import Window
 
@@ -107,8 +107,7 @@ class Classifier(nn.Module):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.glimpses, self.n, size = settings.glimpses, settings.read_n, settings.size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+        with global_seed(settings.seed):
             # Blunter than the windows of DRAW, so that a whole digit looks brighter than a fragment (docs/results.md).
             self.to_window = WindowHead(size, self.n, SIDE, SIDE, sigma=0.75, gamma=1)
             self.rnn = LSTM(self.n**2, size)

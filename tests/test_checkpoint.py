@@ -10,6 +10,7 @@ import torch
 
 import draw
 from draw import checkpoint
+from draw.attention import AttentiveWrite
 from draw.errors import UserError
 from draw.model import DRAW
 from small import small_config
@@ -33,6 +34,24 @@ def test_what_is_saved_is_what_is_read(saved):
     for name, weight in found.model().state_dict().items():
         assert torch.equal(weight, model.state_dict()[name])
     assert torch.equal(found.tensors(checkpoint.TRAINING)["moments"], torch.arange(3.0))
+
+
+def test_a_model_is_loaded_whatever_type_new_tensors_have(saved):
+    path, model = saved
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(checkpoint.read(path).model().to_mu.weight, model.to_mu.weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_loading_a_network_of_pieces_draws_nothing_from_the_global_generator(saved):
+    def build(config):
+        return DRAW(config, write=AttentiveWrite(config.write_n, config.dec_size, *config.image_shape))
+
+    before = torch.get_rng_state()
+    checkpoint.read(saved[0]).model(build=build)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_folder_means_its_best_checkpoint_and_else_its_newest(saved):

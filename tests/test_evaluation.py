@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from draw.attention import FullWrite
 from draw.config import EvalConfig, SpeedConfig
 from draw.data import intensities
 from draw.distributions import Bernoulli
@@ -100,6 +101,35 @@ def test_the_latents_in_use_are_the_fewest_that_carry_99_percent(per_latent, use
 def test_bits_per_dim_is_nats_over_pixels_and_ln_2(model, data):
     result = evaluate(model, data)
     assert result.bits_per_dim == pytest.approx(result.bound_nats / (6 * 5 * math.log(2)))
+
+
+def test_intensities_have_no_bits_per_dim(model):  # trap: a cross-entropy beside code lengths
+    assert evaluate(model, data_set(grey=True)).bits_per_dim is None
+
+
+class Dropped(FullWrite):
+    def forward(self, h_dec):
+        return super().forward(torch.nn.functional.dropout(h_dec, 0.5, self.training))
+
+
+def test_a_network_is_measured_in_use_and_left_in_training(data):
+    model = DRAW(small_config().model, write=Dropped(12, 1, 6, 5))
+    model.encoder.eval()
+    bounds = {evaluate(model, data).bound_nats for _ in range(2)}
+    assert (model.training, model.write.training, model.encoder.training) == (True, True, False)
+    assert bounds == {evaluate(model.eval(), data).bound_nats}
+
+
+def test_what_computes_the_glimpses_can_be_given(model, data):
+    calls = []
+
+    def unroll(*arguments):
+        calls.append(arguments)
+        return model.unroll(*arguments)
+
+    given = evaluate(model, data, EvalConfig(batch_size=5), unroll=unroll)
+    assert len(calls) == 3
+    assert given.bound_nats == pytest.approx(evaluate(model, data, EvalConfig(batch_size=5)).bound_nats)
 
 
 def test_the_importance_weighted_estimate_is_asked_for_k_samples_and_takes_k(model, data):

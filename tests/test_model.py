@@ -318,6 +318,11 @@ def test_another_seed_gives_other_weights():
     assert differs(DRAW(config(), seed=3).to_mu.weight, DRAW(config(), seed=4).to_mu.weight)
 
 
+def test_building_a_model_leaves_the_generators_of_other_devices_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs' generators are set"))
+    random_model()
+
+
 def test_neither_building_nor_running_a_model_draws_from_the_global_generator():
     before = torch.get_rng_state()
     model = random_model()

@@ -31,6 +31,9 @@ CALLS = {
         "images must have intensities in [0, 1], and some are not; of 8 bits give x / 255"
     ),
     f"{MODEL}.reconstruct(torch.zeros(3, 4, 4))": "images must be (b, 1, 4, 4), got (3, 4, 4)",
+    f"{MODEL}.reconstruct(np.zeros((3, 1, 4, 4)))": "images must be a torch tensor, got ndarray",
+    f"{MODEL}.sample(2, seed=np.int64(1)).equal({MODEL}.sample(2, seed=1))": "True",
+    f"{MODEL}.sample(2, seed=True).equal({MODEL}.sample(2, seed=1))": "True",
     f"{MODEL}.sample(2, temperature=1e300)": "temperature must be from 0 to 1,000, got 1e+300",
     f"{MODEL}.sample(2, temperature=1000).isfinite().all()": "tensor(True)",
     f"{MODEL}(torch.zeros(2, 3, 2), torch.zeros(3, 1, 4, 4).byte())": (
@@ -40,7 +43,7 @@ CALLS = {
 
 
 def test_a_wrong_call_is_told_what_was_wanted():
-    lines = ["import draw, torch"]
+    lines = ["import draw, torch", "import numpy as np"]
     for call in CALLS:
         lines += ["try:", f"    print({call})", "except draw.UserError as error:", "    print(error)"]
     ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)

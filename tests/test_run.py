@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import draw
-from draw import checkpoint, run, training
+from draw import checkpoint, fast, run, training
 from draw.data import DataSet
 from draw.distributions import Bernoulli
 from draw.errors import UserError
@@ -457,6 +457,13 @@ def test_the_best_is_among_the_validations_with_the_most_glimpses(tmp_path, monk
     records = run_all(tmp_path / "r", config, stop=stop_after(5)) + run_all(tmp_path / "r", resume=True, config=config)
     assert [record.best for record in records if isinstance(record, Validation)] == [True, True, True]
     assert checkpoint.find(tmp_path / "r").config.model.steps == 3
+
+
+def test_all_validations_share_one_way_to_compute_the_glimpses(tmp_path, monkeypatch):  # each may compile
+    unroll_for = Mock(wraps=fast.unroll_for)
+    monkeypatch.setattr(fast, "unroll_for", unroll_for)
+    assert sum(isinstance(record, Validation) for record in run_all(tmp_path / "r")) == 3
+    assert unroll_for.call_count == 2  # of the weights and of their averages
 
 
 def test_a_longer_schedule_takes_no_glimpses_away(tmp_path):

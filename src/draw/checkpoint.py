@@ -26,6 +26,7 @@ from torch import Tensor
 from draw.config import RunConfig, from_dict, strict_json, to_dict
 from draw.errors import UserError, nearest
 from draw.model import DRAW, require_same_tensors
+from draw.noise import global_seed
 from draw.pieces import Build, in_words, own_pieces
 
 FORMAT = 1
@@ -77,7 +78,9 @@ class Checkpoint:
             UserError: If it is made of other pieces, or the weights do not fit the configuration, naming the first
                 that does not.
         """
-        model, tensors = build(self.config.model), self.tensors()
+        with global_seed(0):  # a piece may draw weights, which those here take the place of
+            model = build(self.config.model).float()
+        tensors = self.tensors()
         if (own := own_pieces(model)) != self.pieces:
             raise UserError(
                 f"{self.path} was trained with {in_words(self.pieces)}, not with {in_words(own)}; in Python "

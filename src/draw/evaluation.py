@@ -14,7 +14,7 @@ from draw.config import EvalConfig, ModelConfig, SpeedConfig
 from draw.data import DataSet, intensities
 from draw.distributions import Bernoulli, kl_per_latent
 from draw.errors import NonFiniteError, UserError
-from draw.model import DRAW
+from draw.model import DRAW, in_use
 from draw.noise import seeded
 from draw.objective import log_weight, losses
 from draw.parallel import World
@@ -31,7 +31,7 @@ class Evaluation:
     loss_z_nats: float
     kl_per_glimpse_nats: list[float]
     percentiles_nats: list[float]  # 0, 5, ..., 100 % of the images have at most this bound
-    bits_per_dim: float  # the bound / (c h w ln 2)
+    bits_per_dim: float | None  # the bound / (c h w ln 2); None where the targets are intensities: it is no code length
     iw_nats: float | None  # importance-weighted estimate with K samples: an upper bound in expectation, tighter with K
     iw_se: float | None
     effective_sample_size: float | None  # median over images of (sum w)^2 / sum w^2, between 1 and K
@@ -75,8 +75,11 @@ def evaluate(
     speed: SpeedConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
     world: World | None = None,
+    unroll: Unroll | None = None,
 ) -> Evaluation:
     """The bound of a model on a split of a data set, and with `importance_samples` the estimate with K samples.
+
+    Pieces that do something else in training, as dropout does, are measured as they are in use, not in training.
 
     Memory is bounded by `config.batch_size` image-samples, whatever the number of samples. All noise is a function of
     `config.seed` and of how the images fall into batches.
@@ -88,6 +91,8 @@ def evaluate(
         speed: How to compute it.
         progress: Called with (images done, images in all).
         world: The processes that share the work; every one of them gets the result, the same as of a single one.
+        unroll: A way to compute the glimpses, made once by `fast.unroll_for` where a model is measured often; then
+            `speed` is not asked.
 
     Raises:
         UserError: If there is no such split, or the images are not of the model's size.
@@ -100,7 +105,7 @@ def evaluate(
     images = data.split(config.split)
     chosen = spread(len(images), config.images)
     work = len(chosen) * (config.samples + config.importance_samples)
-    unroll = world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
+    unroll = unroll or world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     weighted = config.importance_samples > 0
     grey = data.binarization == "none" and type(model.likelihood) is Bernoulli
@@ -113,11 +118,12 @@ def evaluate(
         block = images[chosen[first : first + per_pass]].to(model.canvas0.device)
         x = intensities(block, data.binarization, seeded(config.seed, "binarize", first))  # the same on every device
         x = x.to(model.canvas0.dtype)
-        parts = [_bound_of(model, unroll, x, config, first)]
+        with in_use(model):
+            parts = [_bound_of(model, unroll, x, config, first)]
+            if config.importance_samples:
+                parts.append(_importance_weighted(model, unroll, x, config, first))
         if grey:
-            parts.append(parts[0][:, :1] - Bernoulli().least_loss_x(x)[:, None])
-        if config.importance_samples:
-            parts.append(_importance_weighted(model, unroll, x, config, first))
+            parts.insert(1, parts[0][:, :1] - Bernoulli().least_loss_x(x)[:, None])
         table[first : first + per_pass] = torch.cat(parts, dim=1).cpu()
         if progress:
             progress(min(first + world.size * per_pass, len(chosen)), len(chosen))
@@ -128,7 +134,7 @@ def evaluate(
         raise NonFiniteError(
             f"the bound on the {config.split} split is not finite: L^x {mean[1]:.4g}, L^z {mean[2]:.4g}"
         )
-    several = len(table) > 1
+    several, pixels = len(table) > 1, math.prod(model.config.image_shape)
     error = table.std(0) / math.sqrt(len(table)) if several else mean
     means = (part.tolist() for part in mean.split(widths))
     bound, loss_x, loss_z, per_glimpse, per_latent, sampling, above, iw, _ = means
@@ -140,7 +146,7 @@ def evaluate(
         loss_z_nats=loss_z[0],
         kl_per_glimpse_nats=per_glimpse,
         percentiles_nats=table[:, 0].quantile(torch.linspace(0, 1, 21, dtype=table.dtype)).tolist(),
-        bits_per_dim=bound[0] / (math.prod(model.config.image_shape) * math.log(2)),
+        bits_per_dim=None if data.binarization == "none" else bound[0] / (pixels * math.log(2)),
         iw_nats=iw[0] if weighted else None,
         iw_se=iw_se[0] if weighted and several else None,
         effective_sample_size=table[:, -1].quantile(0.5).item() if weighted else None,

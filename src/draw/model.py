@@ -4,7 +4,8 @@ One step function serves training, reconstruction, generation and animation. Not
 it runs: the state is passed by hand, noise is an argument, and every intermediate is an output for who asks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import ModelConfig, require_temperature
 from draw.distributions import Bernoulli, StandardNormal, carrying_latents, kl, kl_per_latent, rsample
 from draw.errors import UserError
-from draw.noise import seeded
+from draw.noise import global_seed, seeded
 from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Unroll, Write
 
 
@@ -88,8 +89,7 @@ class DRAW(nn.Module):
         super().__init__()
         self.config = config
         shape, e, d, r, w = config.image_shape, config.enc_size, config.dec_size, config.read_n, config.write_n
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global generator
-            torch.manual_seed(seed)
+        with global_seed(seed):
             self.read = read or (FullRead(*shape) if r is None else AttentiveRead(r, d, *shape))
             self.encoder = cell(self.read.features + d, e)
             self.to_mu = nn.Linear(e, config.z_size)
@@ -212,6 +212,8 @@ class DRAW(nn.Module):
     def reconstruct(self, x: Float[Tensor, "b c h w"], *, seed: int = 0) -> Float[Tensor, "b c h w"]:
         """The model's drawings of images with intensities in [0, 1]: probabilities, from one posterior sample each.
 
+        A model of bits should be given bits. What an image becomes depends on how many there are beside it too.
+
         Raises:
             UserError: If the images are of another size, or their intensities are not in [0, 1].
         """
@@ -228,13 +230,27 @@ class DRAW(nn.Module):
     def telling_latents(self, most: int = 6, *, seed: int = 0) -> list[int]:
         """The latents that carry 99 % of L^z, the largest first, and at most so many of them.
 
-        By their KL (eq. 11), summed over the glimpses of 64 images that the model drew itself.
+        By their KL (eq. 11), summed over the glimpses of 64 images that the model drew itself, as probabilities.
         """
         latent = self(self.noise(64, seed, "reconstruct"), self.sample(64, seed=seed)).latent
         return carrying_latents(kl_per_latent(latent.q, latent.p).sum(0).mean(0))[:most]
 
 
+@contextlib.contextmanager
+def in_use(model: nn.Module) -> Iterator[None]:
+    """Within it all of a network is in evaluation mode; afterwards each part of it is in the mode in which it was."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
 def _require_intensities(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise UserError(f"images must be a torch tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise UserError(f"images must have intensities in [0, 1], as floats, got {x.dtype}; of 8 bits give x / 255")
 

@@ -1,6 +1,9 @@
 """Randomness as a function of a key: no hidden state, so a resumed run draws what an uninterrupted one would."""
 
+import contextlib
 import hashlib
+import operator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,10 +12,22 @@ import torch
 def seeded(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator that depends on its key alone, such as `seeded(seed, "noise", step)`.
 
-    The same key gives the same bits on one kind of device and one version of PyTorch.
+    The same key gives the same bits on one kind of device and one version of PyTorch; a number may be NumPy's.
     """
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    plain = tuple(part if isinstance(part, str) else int(operator.index(part)) for part in key)
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@contextlib.contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Within it PyTorch's global generator, from which layers draw their weights, goes on from a seed of its own.
+
+    It is put back afterwards, and other devices' are left alone, which `torch.manual_seed` would set too.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(operator.index(seed))
+        yield
 
 
 def seeded_array(seed: int, words: str) -> np.random.Generator:

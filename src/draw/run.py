@@ -197,7 +197,7 @@ def train(
                 leaving = world.any(asked)
 
             if trainer.step % config.train.validate_every == 0 or ended:
-                validation = _validate(trainer, data, speed, seconds, best)
+                validation = _validate(trainer, data, seconds, best)
                 best = min(best, _rank(validation.glimpses, validation.bound_nats))
                 records.append(validation)
                 now, _ = world.decide(time.perf_counter(), False)
@@ -315,10 +315,10 @@ def _rank(glimpses: int, bound_nats: float) -> Rank:
     return -glimpses, bound_nats
 
 
-def _validate(trainer: Trainer, data: DataSet, speed: SpeedConfig, seconds: float, best: Rank) -> Validation:
+def _validate(trainer: Trainer, data: DataSet, seconds: float, best: Rank) -> Validation:
     settings = EvalConfig(split="valid", images=trainer.config.train.validation_images, seed=trainer.config.train.seed)
     try:
-        measured = evaluate(trainer.ema, data, settings, speed=speed, world=trainer.world)
+        measured = evaluate(trainer.ema, data, settings, world=trainer.world, unroll=trainer.ema_unroll)
     except NonFiniteError as error:
         raise NonFiniteError(f"step {trainer.step}: {error}") from error
     return Validation(

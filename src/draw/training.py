@@ -18,7 +18,7 @@ from draw.config import RunConfig, SpeedConfig, TrainConfig
 from draw.data import DataSet, batch_indices, intensities, random_patches
 from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW, LSTM, require_same_tensors
-from draw.noise import seeded
+from draw.noise import global_seed, seeded
 from draw.objective import losses
 from draw.parallel import World
 from draw.pieces import Build
@@ -98,15 +98,17 @@ class Trainer:
             raise UserError("several processes cannot train on mps: choose --device cpu")
         self.data = data.to(device)
         self.step = self.grown = 0
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw their weights from the global generator
-            torch.manual_seed(config.train.seed)
+        with global_seed(config.train.seed):
             self.model = build(config.model, mean_pixel=data.mean_pixel, seed=config.train.seed).to(device)
         if config.train.awake is not None:
             leave_awake(self.model, config.train.awake)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         steps = None if config.train.schedule_minutes else config.train.iterations
         images = 3 * steps * config.train.batch_size if steps else None  # the backward pass counts for two
-        self.unroll = self.world.every(lambda: fast.unroll_for(self.model, speed, images))  # a compiler may be missing
+        # Of the weights as they change, and of their averages for validations; on every rank, or a compiler is missing.
+        self.unroll, self.ema_unroll = self.world.every(
+            lambda: (fast.unroll_for(self.model, speed, images), fast.unroll_for(self.ema, speed, images))
+        )
         self.network = self.world.wrap(self.model)  # the same weights; what is called in training
         # What changes from step to step is a tensor, so that a CUDA graph sees it change.
         self._learning_rate, self._decay = (torch.tensor(0.0, device=device) for _ in range(2))

@@ -34,7 +34,7 @@ def above_entropy(measured: "Evaluation") -> str:
 
 def evaluation(name: str, measured: "Evaluation") -> str:
     """A measurement on the data set of this name."""
-    bits = "" if measured.binarization == "none" else f" ({measured.bits_per_dim:.4f} bits/dim)"
+    bits = "" if measured.bits_per_dim is None else f" ({measured.bits_per_dim:.4f} bits/dim)"
     lines = [
         f"{name}, {measured.split} split, {measured.images:,} images, binarization {measured.binarization}",
         f"bound  {bound(measured)} nats{bits}, {measured.samples} sample{'s' * (measured.samples > 1)} per image",
