@@ -6,10 +6,13 @@ On CUDA the captured update is compared too, over enough steps that the graph is
 import functools
 import sys
 
+import pytest
 import torch
 
 from draw import deferred
+from draw.attention import FullWrite
 from draw.config import ModelConfig, SpeedConfig
+from draw.errors import UserError
 from draw.model import DRAW
 from draw.objective import losses
 from draw.training import Trainer
@@ -47,6 +50,29 @@ def many_shapes(device):
     torch.compile = compiler
 
 
+class ByTurns(FullWrite):
+    """A write of two layers in turn."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.other, self.calls = FullWrite(*sizes), 0
+
+    def forward(self, h_dec):
+        self.calls += 1
+        return self.other(h_dec) if self.calls % 2 else super().forward(h_dec)
+
+
+def refused(device):
+    """As glimpse by glimpse: a piece that uses other layers in one glimpse than in another."""
+    config = small_config().model
+    model = DRAW(config, write=ByTurns(config.dec_size, *config.image_shape)).to(device)
+    eps, x = model.noise(3, 1), torch.ones(3, *config.image_shape, device=device)
+    compiler, torch.compile = torch.compile, functools.partial(torch.compile, backend="eager")
+    with pytest.raises(UserError, match="other layers in one glimpse than in another"):
+        model(eps, x, unroll=deferred.unroll_for(model, compiled=True))
+    torch.compile = compiler
+
+
 def captured(device):
     plain, fast = (
         Trainer(small_config(), data_set(), device, speed=SpeedConfig(compile=how)) for how in ("off", "auto")
@@ -61,5 +87,6 @@ def captured(device):
 if __name__ == "__main__":
     main(sys.argv[1])
     many_shapes(sys.argv[1])
+    refused(sys.argv[1])
     if sys.argv[1] == "cuda":
         captured("cuda")

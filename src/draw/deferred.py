@@ -6,7 +6,6 @@ product instead of T products and T sums. Also where the precision of the layers
 rows with a weight and a bias of its own, such as one whose weight is computed, runs as it is.
 """
 
-import functools
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from draw.errors import UserError
-from draw.model import DRAW, stack
+from draw.model import DRAW, in_use, stack
 from draw.types import Gaussian, Latent, State, Unroll
 
 
@@ -43,18 +42,19 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
         weights: list[Tensor],
         biases: list[Tensor],
         marks: list[Tensor],
-        own: list[Tensor] | None = None,
-    ) -> tuple[State, Latent, list[Tensor]]:
+        own: list[Tensor],
+    ) -> tuple[State, Latent, list[Tensor], bool]:
         inputs: list[Tensor] = []
-        with _Marked(weights, biases, marks, inputs, own):
+        expected: list[bool] = []
+        with _Marked(weights, biases, marks, own, inputs, expected):
             state, trace = model.step(state, eps, x)
-        return state, trace.latent, inputs
+        return state, trace.latent, inputs, all(expected) and len(expected) == len(own)
 
-    steps: dict[torch.Size, Callable[..., tuple[State, Latent, list[Tensor]]]] = {}
+    steps: dict[torch.Size, Callable[..., tuple[State, Latent, list[Tensor], bool]]] = {}
 
-    def step_for(shape: torch.Size) -> Callable[..., tuple[State, Latent, list[Tensor]]]:
+    def step_for(shape: torch.Size) -> Callable[..., tuple[State, Latent, list[Tensor], bool]]:
         if not compiled:
-            return functools.partial(step, own=layers.weights)
+            return step
         if shape not in steps:
             # A function of its own for each shape, since the compiler gives up on the ninth shape of one.
             fresh = FunctionType(
@@ -78,7 +78,12 @@ def unroll_for(model: DRAW, precision: torch.dtype = torch.float32, *, compiled:
         state = State(*(value.contiguous() for value in state))  # one layout, hence one compiled step
         latents = []
         for t, (eps_t, *marks_t) in enumerate(zip(eps, *(mark.unbind() for mark in marks), strict=True)):
-            state, (z, q, p), used = run(state, eps_t, x, weights, biases, marks_t)
+            state, (z, q, p), used, same = run(state, eps_t, x, weights, biases, marks_t, layers.weights)
+            if not same:
+                raise UserError(
+                    "a piece of this network uses other layers in one glimpse than in another: it needs float32, and "
+                    "--compile off on CUDA"
+                )
             assert q is not None  # as there is an image
             z, mu, log_sigma, *values = _Inputs.apply(
                 inputs, t, len(used), *(value.detach() for value in used), z, *q, *state
@@ -96,14 +101,8 @@ def _look(model: DRAW, layers: "_Listed", state: State, eps: Tensor, x: Tensor) 
 
     Not in training mode, in which it would count in a piece's statistics of batches, or draw.
     """
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with layers:
-            model.step(state, eps, x)
-    finally:
-        for module, was in training.items():
-            module.training = was
+    with in_use(model), layers:
+        model.step(state, eps, x)
 
 
 def _layer(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -130,30 +129,30 @@ class _Listed(TorchFunctionMode):
 
 
 class _Marked(TorchFunctionMode):
-    """Runs every layer within it as `_Layer`, and lists the inputs; `own`, where given, are the weights to expect."""
+    """Runs every layer within it as `_Layer`, lists the inputs, and whether each is the layer of `own` at its place."""
 
     def __init__(
         self,
         weights: list[Tensor],
         biases: list[Tensor],
         marks: list[Tensor],
+        own: list[Tensor],
         inputs: list[Tensor],
-        own: list[Tensor] | None,
+        expected: list[bool],
     ) -> None:
         super().__init__()
-        self.weights, self.biases, self.marks, self.inputs, self.own = weights, biases, marks, inputs, own
+        self.weights, self.biases, self.marks, self.own = weights, biases, marks, own
+        self.inputs, self.expected = inputs, expected
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         layer = _layer(*args, **kwargs) if func is linear else None
         if layer is None:
             return func(*args, **kwargs)
-        index = len(self.inputs)
-        if self.own is not None and (index == len(self.own) or layer[1] is not self.own[index]):
-            raise UserError(
-                "a piece of this network uses other layers in one glimpse than in another: it needs float32, and "
-                "--compile off on CUDA"
-            )
+        index = len(self.expected)
+        self.expected.append(index < len(self.own) and layer[1] is self.own[index])
+        if not self.expected[-1]:
+            return func(*args, **kwargs)
         self.inputs.append(layer[0])
         return _Layer.apply(layer[0], self.weights[index], self.biases[index], self.marks[index])
 
