@@ -139,7 +139,8 @@ def test_without_its_images_a_model_that_ships_answers_with_what_was_recorded(sh
     assert json.loads(told.out)["recorded"] is True
     assert json.loads(told.out)["bound_nats"] == results.result("tiny").test.bound_nats
     assert "is not here" in told.err
-    monkeypatch.undo()
+    for measures in (["--precision", "bfloat16"], ["--threads", "1"], ["--device", "cpu"]):
+        assert json.loads(main(capsys, "evaluate", "tiny", "--json", *measures).out)["recorded"] is False
 
 
 def test_with_its_images_a_model_that_ships_is_measured(ships, capsys):

@@ -129,7 +129,7 @@ def build_parser() -> Parser:
     sample.add_argument("-n", type=_count, help="how many; default 64, or 16 with --animate")
     sample.add_argument("--out", type=Path, help="a PNG; default samples.png, or none with --animate")
     sample.add_argument("--animate", type=Path, help="an animation of the drawing: .gif, .webp or .png")
-    sample.add_argument("--temperature", type=_positive, default=1.0, help="factor on the latents' deviation")
+    sample.add_argument("--temperature", type=float, default=1.0, help="factor on the latents' deviation, 0 to 1000")
     _pixels(sample)
     _common(sample)
 

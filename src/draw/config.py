@@ -76,6 +76,12 @@ def _require_count(name: str, count: int, most: int = MOST) -> None:
     _require(count <= most, f"{name} must be at most {most:,}, got {count}")
 
 
+def _require_float(name: str, value: float, *, or_zero: bool = False) -> None:
+    kind = "0 or more" if or_zero else "positive"
+    _require(0 < value < math.inf or (or_zero and value == 0), f"{name} must be {kind}, got {value}")
+    _require(value <= MOST_FLOAT, f"{name} must be at most {MOST_FLOAT:g}, got {value}")
+
+
 def _require_seed(name: str, seed: int) -> None:
     _require(seed in SEEDS, f"{name} must be from 0 to 2**63 - 1, got {seed}")
 
@@ -199,13 +205,11 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require_count("validation_images", self.validation_images or 1)
         _require_seed("seed", self.seed)
-        for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value < math.inf, f"{name} must be positive, got {value}")
-        _require(0 <= self.weight_decay < math.inf, f"weight_decay must be 0 or more, got {self.weight_decay}")
-        for name in ("learning_rate", "clip_norm", "checkpoint_minutes", "schedule_minutes", "weight_decay"):
-            value = getattr(self, name) or 0
-            _require(value <= MOST_FLOAT, f"{name} must be at most {MOST_FLOAT:g}, got {value}")
+        for name in ("learning_rate", "clip_norm", "checkpoint_minutes"):
+            _require_float(name, getattr(self, name))
+        if self.schedule_minutes is not None:
+            _require_float("schedule_minutes", self.schedule_minutes)
+        _require_float("weight_decay", self.weight_decay, or_zero=True)
         if self.grow_from is not None:
             _require_count("grow_from", self.grow_from)
         _require(self.awake is None or self.awake >= 1, f"awake must be at least 1, or none for all, got {self.awake}")
@@ -244,7 +248,7 @@ class SpeedConfig:
     compile: Compile = _option("auto", "fast paths: on, off (the plain model), auto (where they pay for themselves)")
     precision: Precision = _option("float32", "of matrix products; sums, states, filters and losses stay float32")
     checkpoint_glimpses: bool = _option(False, "recompute glimpses in the backward pass: memory grows with sqrt(T)")
-    threads: int = _option(0, "CPU threads; 0: chosen for this machine")
+    threads: int = _option(0, "CPU threads; 0: chosen for this machine, and in Python what torch has")
 
     def __post_init__(self) -> None:
         _require_types(self)

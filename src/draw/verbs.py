@@ -214,8 +214,8 @@ def _recorded(checkpoint: "Checkpoint", options: Any) -> "Evaluation | None":
     """What was measured of a model that ships, if no more was asked for and its images would have to be downloaded."""
     from draw.results import is_shipped, result
 
-    asked = _given(options, EvalConfig) or _given(options, DataConfig)
-    if asked or not is_shipped(checkpoint) or _has_data(checkpoint, options):
+    asked = any(_given(options, section) for section in (EvalConfig, DataConfig, SpeedConfig))
+    if asked or options.device != "auto" or not is_shipped(checkpoint) or _has_data(checkpoint, options):
         return None
     return result(checkpoint.path.name).test
 
@@ -326,7 +326,11 @@ def figure(options: Any) -> None:
         index = options.seed % len(data.images["test"])
         picture = figures.figure_3(data.images["test"][index] / 255)
     elif options.number == "6":
-        train = _data_for(checkpoint, options).images["train"]
+        data = _data_for(checkpoint, options)
+        train = data.split("train")
+        if data.whole is not None:
+            print("draw: the nearest patches are looked for in the middle of each training image, and the model was "
+                  "trained on those from anywhere", file=sys.stderr)  # fmt: skip
         samples = model.sample(options.n * options.n, seed=options.seed)
         nearest = train[figures.nearest_images(samples, train)] / 255
         picture = figures.figure_6(samples, nearest, columns=options.n)
