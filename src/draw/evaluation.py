@@ -109,57 +109,61 @@ def evaluate(
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     weighted = config.importance_samples > 0
     grey = data.binarization == "none" and type(model.likelihood) is Bernoulli
-    # Bound, L^x, L^z, KL per glimpse and per latent, the bound's squared error over its samples, the bound above the
-    # entropy of intensities, importance-weighted estimate and effective sample size.
-    widths = [1, 1, 1, model.config.steps, model.config.z_size, 1, int(grey), int(weighted), int(weighted)]
-    table = torch.zeros(len(chosen), sum(widths), dtype=torch.float64)
+    # What is measured of each image, and how many numbers it is: the columns of a table.
+    widths = {"bound": 1, "loss_x": 1, "loss_z": 1, "kl_per_glimpse": model.config.steps}
+    widths |= {"kl_per_latent": model.config.z_size, "squared_error": 1}
+    widths |= {"above_entropy": 1} if grey else {}
+    widths |= {"iw": 1, "effective_sample_size": 1} if weighted else {}
+    table = torch.zeros(len(chosen), sum(widths.values()), dtype=torch.float64)
     # Block by block in turn: what a block's numbers are depends on its first image, not on who computes them.
     for first in range(world.rank * per_pass, len(chosen), world.size * per_pass):
         block = images[chosen[first : first + per_pass]].to(model.canvas0.device)
         x = intensities(block, data.binarization, seeded(config.seed, "binarize", first))  # the same on every device
         x = x.to(model.canvas0.dtype)
         with in_use(model):
-            parts = [_bound_of(model, unroll, x, config, first)]
-            if config.importance_samples:
-                parts.append(_importance_weighted(model, unroll, x, config, first))
+            measured = _bound_of(model, unroll, x, config, first)
+            if weighted:
+                measured |= _importance_weighted(model, unroll, x, config, first)
         if grey:
-            parts.insert(1, parts[0][:, :1] - Bernoulli().least_loss_x(x)[:, None])
-        table[first : first + per_pass] = torch.cat(parts, dim=1).cpu()
+            measured["above_entropy"] = measured["bound"] - Bernoulli().least_loss_x(x)[:, None]
+        table[first : first + per_pass] = torch.cat([measured[name] for name in widths], dim=1).cpu()
         if progress:
             progress(min(first + world.size * per_pass, len(chosen)), len(chosen))
 
     world.sum(table)  # each row is another rank's, and zero here
-    mean = table.mean(0)
-    if not mean.isfinite().all():
-        raise NonFiniteError(
-            f"the bound on the {config.split} split is not finite: L^x {mean[1]:.4g}, L^z {mean[2]:.4g}"
-        )
+    columns = dict(zip(widths, table.split([*widths.values()], dim=1), strict=True))
+    mean = {name: column.mean(0).tolist() for name, column in columns.items()}
     several, pixels = len(table) > 1, math.prod(model.config.image_shape)
-    error = table.std(0) / math.sqrt(len(table)) if several else mean
-    means = (part.tolist() for part in mean.split(widths))
-    bound, loss_x, loss_z, per_glimpse, per_latent, sampling, above, iw, _ = means
-    bound_se, *_, above_se, iw_se, _ = (part.tolist() for part in error.split(widths))
+    error = {
+        name: (column.std(0, correction=int(several)) / math.sqrt(len(table))).tolist()
+        for name, column in columns.items()
+    }
+    if not table.isfinite().all():
+        raise NonFiniteError(
+            f"the bound on the {config.split} split is not finite: L^x {mean['loss_x'][0]:.4g}, "
+            f"L^z {mean['loss_z'][0]:.4g}"
+        )
     return Evaluation(
-        bound_nats=bound[0],
-        bound_se=bound_se[0] if several else None,
-        loss_x_nats=loss_x[0],
-        loss_z_nats=loss_z[0],
-        kl_per_glimpse_nats=per_glimpse,
-        percentiles_nats=table[:, 0].quantile(torch.linspace(0, 1, 21, dtype=table.dtype)).tolist(),
-        bits_per_dim=None if data.binarization == "none" else bound[0] / (pixels * math.log(2)),
-        iw_nats=iw[0] if weighted else None,
-        iw_se=iw_se[0] if weighted and several else None,
-        effective_sample_size=table[:, -1].quantile(0.5).item() if weighted else None,
+        bound_nats=mean["bound"][0],
+        bound_se=error["bound"][0] if several else None,
+        loss_x_nats=mean["loss_x"][0],
+        loss_z_nats=mean["loss_z"][0],
+        kl_per_glimpse_nats=mean["kl_per_glimpse"],
+        percentiles_nats=columns["bound"][:, 0].quantile(torch.linspace(0, 1, 21, dtype=table.dtype)).tolist(),
+        bits_per_dim=None if data.binarization == "none" else mean["bound"][0] / (pixels * math.log(2)),
+        iw_nats=mean["iw"][0] if weighted else None,
+        iw_se=error["iw"][0] if weighted and several else None,
+        effective_sample_size=columns["effective_sample_size"].quantile(0.5).item() if weighted else None,
         samples=config.samples,
         importance_samples=config.importance_samples,
         images=len(table),
         split=config.split,
         binarization=data.binarization,
         seconds=time.perf_counter() - started,
-        kl_per_latent_nats=per_latent,
-        above_entropy_nats=above[0] if grey else None,
-        above_entropy_se=above_se[0] if grey and several else None,
-        bound_sampling_se=math.sqrt(sampling[0] / len(table)) if config.samples > 1 else None,
+        kl_per_latent_nats=mean["kl_per_latent"],
+        above_entropy_nats=mean["above_entropy"][0] if grey else None,
+        above_entropy_se=error["above_entropy"][0] if grey and several else None,
+        bound_sampling_se=math.sqrt(mean["squared_error"][0] / len(table)) if config.samples > 1 else None,
     )
 
 
@@ -171,24 +175,29 @@ def _passes(samples: int, images: int, batch_size: int) -> list[int]:
 
 def _bound_of(
     model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
-) -> Float[Tensor, "b k"]:
-    """Of each image: bound, L^x, L^z, KL per glimpse and per latent, means over samples; squared error of the first."""
+) -> dict[str, Float[Tensor, "b _"]]:
+    """The bound of each image with its parts, means over samples; `squared_error` is that of the bound's mean."""
     passes = []
     for index, s in enumerate(_passes(config.samples, len(x), config.batch_size)):
         many = x.repeat(s, 1, 1, 1)
         drawing = model(model.noise(len(many), config.seed, "bound", first, index), many, unroll=unroll)
         parts = losses(many, drawing, model.likelihood)
-        per_latent = kl_per_latent(drawing.latent.q, drawing.latent.p).sum(0)  # over glimpses
-        row = torch.cat([torch.stack([parts.bound, *parts], dim=1), drawing.kl.mT, per_latent], dim=1)
-        passes.append(row.unflatten(0, (s, len(x))))
-    rows = torch.cat(passes)  # sample, image, number
-    squared_error = rows[..., :1].var(0, correction=min(1, config.samples - 1)) / config.samples
-    return torch.cat([rows.sum(0) / config.samples, squared_error], dim=1)
+        measured = {
+            "bound": parts.bound[:, None],
+            "loss_x": parts.loss_x[:, None],
+            "loss_z": parts.loss_z[:, None],
+            "kl_per_glimpse": drawing.kl.mT,
+            "kl_per_latent": kl_per_latent(drawing.latent.q, drawing.latent.p).sum(0),  # over glimpses
+        }
+        passes.append({name: value.unflatten(0, (s, len(x))) for name, value in measured.items()})
+    samples = {name: torch.cat([measured[name] for measured in passes]) for name in passes[0]}
+    squared_error = samples["bound"].var(0, correction=min(1, config.samples - 1)) / config.samples
+    return {name: value.sum(0) / config.samples for name, value in samples.items()} | {"squared_error": squared_error}
 
 
 def _importance_weighted(
     model: DRAW, unroll: Unroll, x: Float[Tensor, "b c h w"], config: EvalConfig, first: int
-) -> Float[Tensor, "b 2"]:
+) -> dict[str, Float[Tensor, "b 1"]]:
     """-log (1/K sum_k w_k) and the effective sample size of each image, weights summed pass by pass."""
     log_sum = log_sum_squares = x.new_full((len(x),), -math.inf)
     for index, s in enumerate(_passes(config.importance_samples, len(x), config.batch_size)):
@@ -197,5 +206,5 @@ def _importance_weighted(
         log_w = log_weight(many, drawing, model.likelihood).unflatten(0, (s, len(x)))
         log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
         log_sum_squares = torch.logaddexp(log_sum_squares, (2 * log_w).logsumexp(0))
-    estimate = math.log(config.importance_samples) - log_sum
-    return torch.stack([estimate, (2 * log_sum - log_sum_squares).exp()], dim=1)
+    estimate, effective = math.log(config.importance_samples) - log_sum, (2 * log_sum - log_sum_squares).exp()
+    return {"iw": estimate[:, None], "effective_sample_size": effective[:, None]}
