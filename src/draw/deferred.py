@@ -1,14 +1,15 @@
 """The plain model's glimpses, with the gradient of each weight left to one product over all of them.
 
-For any pieces on any device. Forward, the model's own step runs under `_Marked`, a mode that sees every linear layer and
-runs it as `_Layer`: with a copy of its weights that has no gradient, and beside a mark, a tensor (b, out) that is never
-read. `_Inputs` keeps what the layers were given. Backward, `_Layer` hands on the gradient of its input, and gives that of
-its output to its mark. The marks of a layer are the slices of one tensor (t, b, out) that `_Gradients` made before the
-first glimpse. So the backward pass comes to `_Gradients` last, with the outputs' gradients of all glimpses; by the inputs
-of all glimpses it makes of them each weight's gradient in one product, instead of T products and T sums.
+For any pieces on any device. Forward, the model's own step runs under `_Marked`, a mode that sees every linear layer
+and runs it as `_Layer`: with a copy of its weights that has no gradient, and beside a mark, a tensor (b, out) that is
+never read. `_Inputs` keeps what the layers were given. Backward, `_Layer` hands on the gradient of its input, and
+gives that of its output to its mark. The marks of a layer are the slices of one tensor (t, b, out) that `_Gradients`
+made before the first glimpse. So the backward pass comes to `_Gradients` last, with the outputs' gradients of all
+glimpses; by the inputs of all glimpses it makes of them each weight's gradient in one product, instead of T products
+and T sums.
 
-Here the precision of the layers' products is set too. What is no layer of rows with a weight and a bias of its own, such
-as one whose weight is computed, runs as it is.
+Here the precision of the layers' products is set too. What is no layer of rows with a weight and a bias of its own,
+such as one whose weight is computed, runs as it is.
 """
 
 from collections.abc import Callable
