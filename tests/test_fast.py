@@ -206,6 +206,15 @@ def test_the_kernels_never_read_what_is_not_there(wrong):
 
 
 @needs_compiler
+def test_a_model_that_was_moved_is_left_to_the_plain_path():
+    model = float_model()
+    unroll = cpu.unroll_for(model)
+    model.to("meta")  # whose tensors have no memory
+    eps, x = (value.to("meta") for value in inputs(model, 4))
+    assert unroll(model.initial_state(4), eps, x)[0].canvas.is_meta
+
+
+@needs_compiler
 def test_a_second_backward_pass_is_refused():
     model = float_model()
     eps, x = inputs(model, 2)

@@ -27,10 +27,11 @@ def unroll_for_kernels(model: DRAW, glimpses: Callable[..., tuple[Tensor, ...]])
         glimpses: Called with whether to keep what a backward pass needs, then with x, eps, the state and the tensors of
             `_weights`; gives the last state, mu and log sigma (t, b, z).
     """
+    device = model.canvas0.device  # whose memory the kernels read; the model may be moved to another later
 
     def unroll(state: State, eps: Tensor, x: Tensor | None = None) -> tuple[State, Latent]:
         # Generation is left to the plain model: it has no encoder, and no training to repay.
-        if x is None or not len(x) or not _as_expected(model, state, eps, x):
+        if x is None or not len(x) or not _as_expected(model, device, state, eps, x):
             return model.unroll(state, eps, x)
         weights = _weights(model, x)
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *weights))
@@ -42,16 +43,17 @@ def unroll_for_kernels(model: DRAW, glimpses: Callable[..., tuple[Tensor, ...]])
     return unroll
 
 
-def _as_expected(model: DRAW, state: State, eps: Tensor, x: Tensor) -> bool:
+def _as_expected(model: DRAW, device: torch.device, state: State, eps: Tensor, x: Tensor) -> bool:
     """Whether the kernels may read these; the plain model says what is wrong with others, or knows how to use them."""
     c, b = model.config, len(x)
     image, enc, dec = (b, *c.image_shape), (b, c.enc_size), (b, c.dec_size)
     shapes = (enc, enc, dec, dec, image, (len(eps), b, c.z_size), image)
     values = (*state, eps, x)
+    placed = (*values, model.canvas0)
     return (
         not any(value.requires_grad for value in (eps, x))
         and all(value.shape == shape for value, shape in zip(values, shapes, strict=True))
-        and all(value.device == model.canvas0.device and value.dtype == torch.float32 for value in values)
+        and all(value.device == device and value.dtype == torch.float32 for value in placed)
     )
 
 
