@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from draw.config import RunConfig, from_dict, strict_json, to_dict
+from draw.config import RunConfig, expanded, from_dict, strict_json, to_dict
 from draw.errors import UserError, nearest
 from draw.model import DRAW, require_same_tensors
 from draw.noise import global_seed
@@ -161,11 +161,19 @@ def _write_all(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file, all or nothing."""
+    """Write a small text file, all or nothing.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    _flush(unfinished)
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        _flush(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -216,12 +224,14 @@ def find(model: str | Path) -> Checkpoint:
     """
     if model in shipped():
         return read(WEIGHTS / model)
-    path = Path(model)
+    path = expanded(model)
     if (path / DESCRIPTION).is_file():
         return read(path)
     found = newest(path, "best") or newest(path)
     if found:
         return read(found)
+    if isinstance(model, Path) and str(model) in shipped():  # a folder's name would have been found before
+        return read(WEIGHTS / model)
     if path.is_dir():
         raise UserError(f"{path} holds no complete checkpoint")
     beside = [str(run) for run in path.parent.iterdir() if newest(run)] if path.parent.is_dir() else []

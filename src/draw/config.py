@@ -8,10 +8,12 @@ import dataclasses
 import json
 import math
 import numbers
+import os
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from draw.errors import UserError, nearest
@@ -80,6 +82,11 @@ def _require_float(name: str, value: float, *, or_zero: bool = False) -> None:
     kind = "0 or more" if or_zero else "positive"
     _require(0 < value < math.inf or (or_zero and value == 0), f"{name} must be {kind}, got {value}")
     _require(value <= MOST_FLOAT, f"{name} must be at most {MOST_FLOAT:g}, got {value}")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home folder; a name such as ~notes, which is no user's, stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises for such a name
 
 
 def _require_seed(name: str, seed: int) -> None:
@@ -168,7 +175,7 @@ def _sides(name: str, text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     _require(
-        len(parts) in (1, 2) and all(p.isdecimal() and 1 <= int(p) <= 4096 for p in parts),
+        len(parts) in (1, 2) and all(p.isdecimal() and len(p) <= 4 and 1 <= int(p) <= 4096 for p in parts),
         f"{name} must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, at most 4096, got {text!r}",
     )
     return int(parts[0]), int(parts[-1])

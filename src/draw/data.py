@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draw import glyphs, pictures, published, shards, sources, two_digits
-from draw.config import DataConfig
+from draw.config import DataConfig, expanded
 from draw.errors import UserError, nearest
 from draw.noise import seeded
 from draw.published import Arrays
@@ -97,12 +97,12 @@ class DataSet:
     @property
     def images_sha256(self) -> str:
         """The SHA-256 of the training images' pixels in their order, whole ones': the same in memory and packed."""
-        train = self.split("train") if self.whole is None else self.whole
-        return (
-            train.sha256
-            if isinstance(train, Shards)
-            else hashlib.sha256(train.cpu().contiguous().numpy().data).hexdigest()
-        )
+        return _sha256(self.split("train") if self.whole is None else self.whole)
+
+    @property
+    def valid_sha256(self) -> str:
+        """The same of the validation images."""
+        return _sha256(self.split("valid"))
 
     def to(self, device: torch.device | str) -> "DataSet":
         """The same set on a device, still 8 bits a pixel; packed images stay on disk."""
@@ -112,6 +112,12 @@ class DataSet:
             images["train"] = middle(whole, self.shape[1:])  # a view of it here too
         labels = {split: tensor.to(device) for split, tensor in self.labels.items()}
         return dataclasses.replace(self, images=images, labels=labels, whole=whole)
+
+
+def _sha256(images: Images | Shards) -> str:
+    if isinstance(images, Shards):
+        return images.sha256
+    return hashlib.sha256(images.cpu().contiguous().numpy().data).hexdigest()
 
 
 def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progress | None = None) -> DataSet:
@@ -126,6 +132,10 @@ def load_data(config: DataConfig, data_dir: Path | None = None, progress: Progre
     Raises:
         UserError: If there is no such source, or it cannot be read; the message says what to do.
     """
+    if not isinstance(config, DataConfig):
+        raise UserError(
+            f"config must be a DataConfig, got {type(config).__name__}; for a name alone, draw.DataConfig(source=...)"
+        )
     if config.source.startswith("packed:"):
         packed = _packed(config)
         if config.patch_hw not in (None, packed.shape[1:]):
@@ -270,7 +280,7 @@ def path_of(config: DataConfig) -> Path:
         raise UserError(f"{prefix} needs a path, such as {prefix}photos")
     if prefix != "folder:" and (config.size is not None or config.grey or config.skip_bad):
         raise UserError(f"size, grey and skip-bad are for folder:PATH, not for {source}")
-    return Path(source.removeprefix(prefix)).expanduser()
+    return expanded(source.removeprefix(prefix))
 
 
 def _packed(config: DataConfig) -> DataSet:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from draw import pictures
 from draw.checkpoint import write_text
-from draw.config import SHARD_MB, Binarization, DataConfig
+from draw.config import SHARD_MB, Binarization, DataConfig, expanded
 from draw.data import DataSet, held_out, intensities, load_data, path_of, read_source, require_white, resolved
 from draw.errors import UserError
 from draw.noise import seeded
@@ -161,7 +161,7 @@ def _route(
 
 def _unused(out: Path) -> Path:
     """The absolute path of a folder that is not there, or empty."""
-    out = out.expanduser().resolve()
+    out = expanded(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not an empty folder: choose another for the pack")
     return out

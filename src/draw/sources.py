@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from draw.config import expanded
 from draw.errors import UserError, nearest
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -175,20 +176,20 @@ SOURCES = {
 def data_folder(data_dir: Path | None = None) -> Path:
     """Where data sets lie: the argument, else the environment's DRAW_DATA, else the platform's cache folder."""
     if data_dir is not None:
-        return Path(data_dir).expanduser()
+        return expanded(data_dir)
     if given := os.environ.get("DRAW_DATA"):
-        return Path(given).expanduser()
+        return expanded(given)
     return cache_folder()
 
 
 def cache_folder() -> Path:
     """The platform's cache folder for this package."""
     if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        cache = Path(os.environ.get("LOCALAPPDATA") or expanded("~") / "AppData" / "Local")
     elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
+        cache = expanded("~") / "Library" / "Caches"
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or expanded("~") / ".cache")
     return cache / "draw"
 
 
