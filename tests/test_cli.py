@@ -179,7 +179,7 @@ def test_the_wrong_size_of_images_is_refused(refused, place, tmp_path):
     assert "height is 28, but the images of" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(place, tmp_path, number):
     out = tmp_path / "r"
     command = [sys.executable, "-m", "draw.cli", "train", "demo", "--data", place / "small.npz", "--out", out, *SMALL]
@@ -195,6 +195,29 @@ def test_a_signal_saves_and_says_how_to_go_on(place, tmp_path, number):
     assert f"to go on: draw train --resume --out {out}" in err
     logged = run.read_log(out)[-1]["step"]
     assert checkpoint.read(checkpoint.newest(out)).step >= logged > 0
+
+
+def test_training_goes_on_when_nobody_reads_its_lines_any_more(place, tmp_path):
+    out = tmp_path / "r"
+    command = [sys.executable, "-m", "draw.cli", "train", "demo", "--data", place / "small.npz", "--out", out, *SMALL]
+    process = subprocess.Popen([*command, "--iterations", "60", "--log-every", "1"], stderr=subprocess.PIPE)
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert checkpoint.read(checkpoint.newest(out)).step == 60
+
+
+@pytest.mark.parametrize("source", ["~no-such-user/small.npz", "folder:~no-such-user/photos", "packed:~no-such-user"])
+def test_a_sign_of_home_that_is_no_users_is_part_of_the_name(refused, tmp_path, source):
+    assert "~no-such-user" in refused("train", "demo", "--data", source, "--out", tmp_path / "r")
+
+
+def test_moved_images_keep_the_binarization_of_their_run(draw, tmp_path):
+    steps, grey = ("--out", tmp_path / "r", "--device", "cpu"), tmp_path / "grey.npz"
+    np.savez(grey, **{split: images.numpy() for split, images in data_set(grey=True).images.items()})
+    draw("train", "demo", "--data", grey, "--binarization", "none", "--iterations", 2, *steps, *SMALL)
+    (tmp_path / "moved.npz").write_bytes(grey.read_bytes())
+    draw("train", "--resume", *steps, "--data", tmp_path / "moved.npz", "--iterations", 4)
+    assert checkpoint.find(tmp_path / "r").config.data.binarization == "none"
 
 
 def test_evaluate_prints_the_keys_that_others_read(draw, place):

@@ -34,6 +34,19 @@ CALLS = {
     f"{MODEL}.reconstruct(np.zeros((3, 1, 4, 4)))": "images must be a torch tensor, got ndarray",
     f"{MODEL}.sample(2, seed=np.int64(1)).equal({MODEL}.sample(2, seed=1))": "True",
     f"{MODEL}.sample(2, seed=True).equal({MODEL}.sample(2, seed=1))": "True",
+    "next(draw.train({'model': {}}, 'r'))": "config must be a RunConfig, got dict",
+    "next(draw.train('demo', 'r', speed={'threads': 1}))": "speed must be a SpeedConfig, got dict",
+    "next(draw.train('demo', 'r', data=torch.zeros(3, 1, 4, 4)))": "data must be a DataSet, got Tensor",
+    "next(draw.train('demo', 'r', minutes='5'))": "minutes must be positive, got '5'",
+    "next(draw.train('demo', 'r', minutes=math.nan))": "minutes must be positive, got nan",
+    "next(draw.train('demo', 'r', minutes=-1))": "minutes must be positive, got -1",
+    "draw.load_data('mnist.npz')": (
+        "config must be a DataConfig, got str; for a name alone, draw.DataConfig(source=...)"
+    ),
+    "draw.DataConfig(size='9' * 5000)": (
+        "size must be SIDE or HEIGHTxWIDTH in pixels, such as 32 or 24x48, at most 4096, got " + repr("9" * 5000)
+    ),
+    "draw.load(pathlib.Path('mnist')).canvas0.shape": "torch.Size([1, 28, 28])",
     f"{MODEL}.sample(2, temperature=1e300)": "temperature must be from 0 to 1,000, got 1e+300",
     f"{MODEL}.sample(2, temperature=1000).isfinite().all()": "tensor(True)",
     f"{MODEL}(torch.zeros(2, 3, 2), torch.zeros(3, 1, 4, 4).byte())": (
@@ -43,7 +56,7 @@ CALLS = {
 
 
 def test_a_wrong_call_is_told_what_was_wanted():
-    lines = ["import draw, torch", "import numpy as np"]
+    lines = ["import draw, math, pathlib, torch", "import numpy as np"]
     for call in CALLS:
         lines += ["try:", f"    print({call})", "except draw.UserError as error:", "    print(error)"]
     ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """A run's folder: logged, validated, stopped and gone on with as if there had been no stop."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import sys
@@ -265,6 +266,56 @@ def test_other_images_under_the_same_name_are_noticed_when_resuming(tmp_path):
         list(train(small_config(), tmp_path / "r", data=data_set(train=41), device="cpu", resume=True))
 
 
+def test_other_validation_images_are_noticed_when_resuming(tmp_path):  # their bounds are not to be set side by side
+    run_all(tmp_path / "r", stop=stop_after(1))
+    with pytest.raises(UserError, match="the validation images are not those that it was begun with"):
+        list(train(small_config(), tmp_path / "r", data=data_set(valid=12), device="cpu", resume=True))
+
+
+def test_a_folder_that_is_moved_while_it_is_trained_is_not_begun_anew(tmp_path):
+    records = train(small_config(), tmp_path / "r", data=data_set(), device="cpu")
+    next(records)
+    (tmp_path / "r").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="r is no longer there: moved, go on with --resume --out and its new name"):
+        list(records)
+    assert not (tmp_path / "r").exists()
+    assert run_all(tmp_path / "moved", resume=True)[-1].step == 12
+
+
+def test_where_files_cannot_be_locked_runs_are_trained_without(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented")))
+    assert run_all(tmp_path / "r")[-1].step == 12
+    assert run.is_training(tmp_path / "r")  # for all that can be told
+
+
+def test_a_log_that_cannot_be_written_is_named_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+    records = train(small_config(), tmp_path / "r", data=data_set(), device="cpu")
+    next(records)
+    (tmp_path / "r" / "metrics.jsonl").rename(tmp_path / "log")
+    (tmp_path / "r" / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: Is a directory; the last checkpoint is kept"):
+        list(records)
+    (tmp_path / "r" / "metrics.jsonl").rmdir()
+    assert run_all(tmp_path / "r", resume=True)[-1].step == 12
+
+
+def test_a_run_for_whose_first_file_there_was_no_room_can_be_begun_anew(tmp_path, monkeypatch):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".DS_Store").write_text("of a file manager")
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+        run_all(tmp_path / "r")
+    monkeypatch.undo()
+    assert run_all(tmp_path / "r")[-1].step == 12
+
+
+def test_a_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_all("~/r")
+    assert draw.load("~/r").canvas0.shape == (1, 6, 5)
+    assert (tmp_path / "r").is_dir()
+
+
 def test_the_same_images_from_another_place_can_be_resumed(tmp_path):
     run_all(tmp_path / "whole")
     run_all(tmp_path / "r", stop=stop_after(5))
@@ -470,6 +521,13 @@ def test_a_longer_schedule_takes_no_glimpses_away(tmp_path):
     run_all(tmp_path / "r", small_config(grow_from=1))
     longer = run_all(tmp_path / "r", small_config(grow_from=1, iterations=120), resume=True, stop=stop_after(4))
     assert [record.glimpses for record in longer] == [3, 3, 3]  # of steps 14 and 16, and the validation there
+
+
+def test_a_longer_schedule_takes_no_glimpses_away_at_a_second_stop_either(tmp_path):
+    run_all(tmp_path / "r", small_config(grow_from=1))
+    longer = small_config(grow_from=1, iterations=120)
+    run_all(tmp_path / "r", longer, resume=True, stop=stop_after(1))
+    assert [record.glimpses for record in run_all(tmp_path / "r", longer, resume=True, stop=stop_after(3))] == [3, 3, 3]
 
 
 def test_resuming_does_not_go_back_over_what_another_process_has_trained(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """What a terminal shows of a training run: one live line with a bar, or plain lines where there is no terminal."""
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from draw.config import TrainConfig
 from draw.run import Validation
 from draw.training import Metrics, schedule_fraction
+
+
+class _Console(Console):
+    """Falls silent once whoever read its lines has gone, as the reader of a pipe may: training goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class TrainingProgress:
@@ -32,7 +42,7 @@ class TrainingProgress:
         earlier: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.config, self.minutes, self.begun = config, minutes, seconds
-        self.console = Console(stderr=True)
+        self.console = _Console(stderr=True)
         self.valid = ""
         self.trained: float | None = None  # the bound of the last training batches, nats
         self.best: tuple[float, int, float | None] | None = None  # its bound and step, and `trained` at that time

@@ -9,6 +9,7 @@ readings/       some validation images read and redrawn, for every validation
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -26,7 +27,7 @@ from PIL import Image
 
 import draw
 from draw import checkpoint, parallel, render
-from draw.config import EvalConfig, RunConfig, SpeedConfig, from_json, strict_json, to_dict
+from draw.config import EvalConfig, RunConfig, SpeedConfig, expanded, from_json, strict_json, to_dict
 from draw.data import DataSet, intensities, load_data
 from draw.errors import NonFiniteError, UserError
 from draw.evaluation import evaluate, spread
@@ -42,6 +43,9 @@ READINGS = 4  # images read and redrawn for a validation
 Rank = tuple[int, float]  # of a validation, see `_rank`
 NONE: Rank = (0, math.inf)  # the rank of no validation
 LOCK = ".lock"  # in a run's folder; alone it is no run
+NO_LOCKS = {  # what file systems without locks answer, as some networks' are
+    getattr(errno, name, None) for name in ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")
+}
 Fields = dict[str, tuple[type, ...]]
 MEASURED: Fields = dict.fromkeys(("seconds", "bound_nats", "loss_x_nats", "loss_z_nats"), (int, float))
 MEASURED |= {"step": (int,)}
@@ -87,7 +91,7 @@ def train(
     *,
     data: DataSet | None = None,
     data_dir: Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     speed: SpeedConfig | None = None,
     resume: bool = False,
     minutes: float | None = None,
@@ -124,7 +128,12 @@ def train(
         NonFiniteError: If the loss is no longer finite; the last checkpoint is kept.
     """
     config = preset(config) if isinstance(config, str) else config
-    out = Path(out)
+    for name, value, kind in (("config", config, RunConfig), ("data", data, DataSet), ("speed", speed, SpeedConfig)):
+        if not isinstance(value, kind) and (value is not None or name == "config"):
+            raise UserError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
+        raise UserError(f"minutes must be positive, got {minutes!r}")
+    out = expanded(out)
     world = world or World()
     found: checkpoint.Checkpoint | None = None  # on rank 0
 
@@ -139,14 +148,14 @@ def train(
     config = for_images(config, data)
     if init is not None:
         config = config.replace(awake=None)  # a trained model's latents stay as they are
-    digest = data.images_sha256
-    if len(set(world.gather(digest))) > 1:
+    digests = {"images_sha256": data.images_sha256, "valid_sha256": data.valid_sha256}
+    if len(set(world.gather("".join(digests.values())))) > 1:
         raise UserError(f"the images of {data.name} are not the same on all machines of this job")
     where = world.every(lambda: choose_device(device))
     speed = speed or SpeedConfig()
     trainer = Trainer(config, data, where, speed=speed, world=world, build=build)
     here = environment(where) | {"speed": to_dict(speed), "processes": world.size}
-    info = {"data": data.name, "images_sha256": digest, "environment": here}
+    info: dict[str, Any] = {"data": data.name, **digests, "environment": here}
     info |= {"pieces": own} if (own := own_pieces(trainer.model)) else {}
     best, before = NONE, 0.0
     if resumed is None and init is not None:
@@ -155,7 +164,7 @@ def train(
     if resumed is not None:
         info |= {"init": found.info["init"]} if found and "init" in found.info else {}
         glimpses_of_best, bound, before, trainer.grown = world.main(
-            lambda: _restore(trainer, out, found, digest) if found else (0, math.inf, 0.0, 0)
+            lambda: _restore(trainer, out, found, digests) if found else (0, math.inf, 0.0, 0)
         )
         best = _rank(glimpses_of_best, bound)
         trainer.copy_state_from_main(resumed)
@@ -223,6 +232,8 @@ def _keep(
     due: bool,
 ) -> None:
     """Put what a step gave into the folder: log lines, pictures, a checkpoint if it is due, and the best."""
+    if not (out / "config.json").is_file():  # or a new folder would be begun, which could not be resumed
+        raise UserError(f"{out} is no longer there: moved, go on with --resume --out and its new name")
     if any(isinstance(record, Validation) for record in records):
         sheet = render.sheet(trainer.ema.sample(SAMPLES, seed=trainer.config.train.seed))
         render.save_png(sheet, sheet_of(out, trainer.step))
@@ -240,6 +251,8 @@ def _keep(
 def _begin_with(trainer: Trainer, given: checkpoint.Checkpoint) -> dict[str, str]:
     """Give a new run the weights of a model. Says which they were."""
     weights = given.tensors()
+    if (own := own_pieces(trainer.model)) != given.pieces:
+        raise UserError(f"cannot begin with {given.path}, made with {in_words(given.pieces)}, not {in_words(own)}")
     try:
         trainer.load_state(trainer.state() | {f"model.{name}": value for name, value in weights.items()}, weights, 0)
     except ValueError as error:
@@ -289,12 +302,16 @@ def film(run: Path, most: int = 100) -> list[Image.Image]:
     return render.captioned([render.read_png(reading_of(run, r["step"])) for r in shown], captions)
 
 
-def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: str) -> tuple[int, float, float, int]:
+def _restore(
+    trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digests: dict[str, str]
+) -> tuple[int, float, float, int]:
     """Bring a trainer to where a run's checkpoint is. Gives the best one's glimpses and bound, the seconds, and the
     glimpses that it has come to."""
     _same_run(out, found.config, trainer.config)
-    if found.info.get("images_sha256", digest) != digest:
-        raise UserError(f"cannot resume {out}: the images are not those that it was begun with")
+    for name, digest in digests.items():
+        if found.info.get(name, digest) != digest:
+            of = "validation images" if name == "valid_sha256" else "images"
+            raise UserError(f"cannot resume {out}: the {of} are not those that it was begun with")
     if (own := own_pieces(trainer.model)) != found.pieces:
         raise UserError(f"cannot resume {out} with {in_words(own)}: it was begun with {in_words(found.pieces)}")
     try:
@@ -306,7 +323,10 @@ def _restore(trainer: Trainer, out: Path, found: checkpoint.Checkpoint, digest: 
     bound = best.info.get("bound_nats", math.inf) if best else math.inf
     if best and not isinstance(bound, int | float):
         raise UserError(f"{best.path} is damaged: its bound_nats is {bound!r}")
-    grown = glimpses(found.config.train, found.config.model.steps, found.step, found.seconds)
+    steps, grown = found.config.model.steps, found.info.get("grown", 0)
+    if type(grown) is not int or not 0 <= grown <= steps:
+        raise UserError(f"{found.path} is damaged: its grown is {grown!r}")
+    grown = max(grown, glimpses(found.config.train, steps, found.step, found.seconds))
     return best.config.model.steps if best else 0, bound, found.seconds, grown
 
 
@@ -335,6 +355,8 @@ def _validate(trainer: Trainer, data: DataSet, seconds: float, best: Rank) -> Va
 
 
 def _save(out: Path, trainer: Trainer, config: RunConfig, seconds: float, kind: str, info: dict[str, Any]) -> None:
+    if kind == "step" and trainer.grown:
+        info = info | {"grown": trainer.grown}
     checkpoint.save(
         out / "checkpoints" / f"{kind}-{trainer.step:08d}",
         config,
@@ -367,6 +389,10 @@ def _locked(out: Path) -> Iterator[None]:
                 if not patience:
                     raise UserError(f"{out} is being trained by another process") from error
                 time.sleep(patience)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                break
         file.truncate(0)
         file.write(parallel.job() or "")
         file.flush()
@@ -374,7 +400,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def is_training(out: Path) -> bool:
-    """Whether a process is training in a run's folder; where there are no such locks, nobody can tell: yes."""
+    """Whether a process is training in a run's folder; where there are no locks, nobody can tell: yes."""
     try:
         import fcntl
     except ImportError:
@@ -386,6 +412,8 @@ def is_training(out: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError as error:
+            return error.errno in NO_LOCKS
     return False
 
 
@@ -414,19 +442,22 @@ class _Log:
         else:  # what an interrupted run logged after its last checkpoint will be logged again
             lines += logged_until(self.path.parent, resumed)
             lines.append({"kind": "resume", "step": resumed, "train": to_dict(config.train)} | here)
-        checkpoint.write_json(self.path.with_name("config.json"), to_dict(config))
         checkpoint.write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        checkpoint.write_json(self.path.with_name("config.json"), to_dict(config))
 
     def write(self, records: Iterable[Metrics | Validation]) -> None:
         """Append records to the log."""
-        with self.path.open("a", encoding="utf-8") as file:
-            for record in records:
-                values = dataclasses.asdict(record)
-                file.write(json.dumps(values, allow_nan=False) + "\n")
-                if self.board:
-                    for name in values.keys() - {"kind", "step", "best", "images"}:
-                        if values[name] is not None:
-                            self.board.add_scalar(f"{record.kind}/{name}", values[name], record.step)
+        lines = [dataclasses.asdict(record) for record in records]
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        except OSError as error:
+            what = f"cannot write {self.path}: {error.strerror or error}"
+            raise UserError(f"{what}; the last checkpoint is kept, to go on with --resume") from error
+        for line in lines if self.board else []:
+            for name in line.keys() - {"kind", "step", "best", "images"}:
+                if line[name] is not None:
+                    self.board.add_scalar(f"{line['kind']}/{name}", line[name], line["step"])
 
     def close(self) -> None:
         """Flush what TensorBoard holds."""
@@ -451,12 +482,13 @@ def for_images(config: RunConfig, data: DataSet) -> RunConfig:
     )
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device of this name; `auto` prefers CUDA, then MPS, then the CPU.
 
     Raises:
         UserError: If the machine has no such device.
     """
+    name = str(name)
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
@@ -531,24 +563,21 @@ def require_unused(out: Path) -> None:
     Raises:
         UserError: If something is there.
     """
-    if not out.exists() or (
-        out.is_dir() and (not {path.name for path in out.iterdir()} - {LOCK} or _took_no_step(out))
-    ):
+    if not out.exists() or (out.is_dir() and (not _visible(out) or _took_no_step(out))):
         return
     raise UserError(
         f"{out} exists already: {'go on with --resume, or ' if checkpoint.newest(out) else ''}choose another --out"
     )
 
 
+def _visible(out: Path) -> set[str]:
+    """The names in a folder but for hidden ones: the lock, what a file manager leaves, a file cut short."""
+    return {path.name for path in out.iterdir() if not path.name.startswith(".")}
+
+
 def _took_no_step(out: Path) -> bool:
     """Whether a folder holds a run that ended before its first step, and nothing else."""
-    others = {path.name for path in out.iterdir()} - {
-        LOCK,
-        "config.json",
-        "metrics.jsonl",
-        "checkpoints",
-        "tensorboard",
-    }
+    others = _visible(out) - {"config.json", "metrics.jsonl", "checkpoints", "tensorboard"}
     saved = {path.name for path in out.glob("checkpoints/[!.]*")}
     if others or saved - {"step-00000000"} or not (out / "metrics.jsonl").is_file():
         return False

@@ -3,6 +3,7 @@
 PyTorch is imported inside the functions, so that this module costs `draw --help` nothing.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,6 +21,7 @@ from draw.config import (
     RunConfig,
     SpeedConfig,
     TrainConfig,
+    expanded,
     from_dict,
     require_temperature,
     to_dict,
@@ -138,7 +140,7 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError(f"give one of {', '.join(lengths)}")
     if "source" in given:
         given["source"] = _absolute(given["source"])
-    _settings_of(given)
+    _settings_of(given, config.data.binarization if options.resume else "auto")
     if "iterations" in given:
         given.setdefault("schedule_minutes", None)
     config = config.replace(**given)
@@ -147,10 +149,10 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
     return config, out, found
 
 
-def _settings_of(given: dict[str, Any]) -> None:
+def _settings_of(given: dict[str, Any], binarization: str = "auto") -> None:
     """With another data set go its own settings, not those of the one that it takes the place of."""
     if "source" in given:
-        given.setdefault("binarization", "auto")
+        given.setdefault("binarization", binarization)
         if not given["source"].startswith("folder:"):
             given.setdefault("size", None)
             given.setdefault("grey", False)
@@ -161,17 +163,22 @@ def _absolute(source: str) -> str:
     """The same images from whatever folder the run is used later."""
     kind, colon, path = source.partition(":")
     if colon and kind in ("folder", "packed") and path:
-        return f"{kind}:{Path(path).expanduser().absolute()}"
-    return str(Path(source).expanduser().absolute()) if source.endswith((".npy", ".npz")) else source
+        return f"{kind}:{expanded(path).absolute()}"
+    return str(expanded(source).absolute()) if source.endswith((".npy", ".npz")) else source
 
 
 class _StopSignals:
-    """Within it, Ctrl-C and SIGTERM ask training to stop after the step at hand; a second one stops at once."""
+    """Within it, Ctrl-C, SIGTERM and a terminal that is closed ask training to stop after the step at hand.
+
+    A second one stops it at once. What is ignored, as nohup has a closed terminal ignored, stays so.
+    """
 
     received = False
 
     def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        asking = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._handle) for number in asking}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
@@ -181,7 +188,8 @@ class _StopSignals:
         if self.received:
             raise KeyboardInterrupt
         self.received = True
-        print("draw: stopping after this step, saving", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print("draw: stopping after this step, saving", file=sys.stderr)
 
 
 def evaluate(options: Any) -> None:
