@@ -211,6 +211,13 @@ def test_a_sign_of_home_that_is_no_users_is_part_of_the_name(refused, tmp_path, 
     assert "~no-such-user" in refused("train", "demo", "--data", source, "--out", tmp_path / "r")
 
 
+def test_a_run_in_the_home_folder_is_found_again(draw, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    draw("train", "demo", "--data", place / "small.npz", "--out=~/r", "--iterations", 2, *SMALL)
+    draw("train", "--resume", "--out=~/r", "--iterations", 4)  # as a shell hands it on
+    assert checkpoint.read(checkpoint.newest(tmp_path / "r")).step == 4
+
+
 def test_moved_images_keep_the_binarization_of_their_run(draw, tmp_path):
     steps, grey = ("--out", tmp_path / "r", "--device", "cpu"), tmp_path / "grey.npz"
     np.savez(grey, **{split: images.numpy() for split, images in data_set(grey=True).images.items()})

@@ -115,7 +115,7 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError("--awake is for a network that begins from nothing: leave it out, or --init")
     if options.resume and options.config and options.out:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {options.config!r}")
-    out = options.out or Path("runs") / Path(options.config).stem
+    out = expanded(options.out or Path("runs") / Path(options.config).stem)
     found = run.to_go_on_from(out, options.resume)
     if options.resume:
         config = run.read_config(out / "config.json")
