@@ -1,5 +1,6 @@
 """Named data sets: downloads against a server on this machine, and the real files where they are."""
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -135,6 +136,19 @@ def test_a_wrong_checksum_names_the_file_both_sums_and_leaves_nothing(toy, serve
     message = failure(tmp_path)
     assert "toys/toy.bin" in message
     assert f"expected sha256 {toy.files[0].sha256}, got {hashlib.sha256(wrong).hexdigest()}" in message
+
+
+def test_a_full_disk_is_no_fault_of_the_mirror(toy, server, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    server.files["/one/toy.bin"] = BODY
+    monkeypatch.setattr(sources.os, "fdopen", Full)
+    assert failure(tmp_path) == (
+        f"cannot write to {tmp_path / 'toys'} (No space left on device): choose another by --data-dir or DRAW_DATA"
+    )
+    assert server.asked == ["/one/toy.bin"]
 
 
 def test_a_truncated_body_leaves_nothing(toy, server, tmp_path):

@@ -7,6 +7,7 @@ given its final name. No image is read here (`draw.published` does), so this imp
 """
 
 import dataclasses
+import errno
 import hashlib
 import http.client
 import os
@@ -26,6 +27,7 @@ Progress = Callable[[int, int], None]  # (done, total)
 
 TIMEOUT = 30.0  # seconds without a byte before the next mirror is tried
 _CHUNK = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,11 @@ def _download(source: Source, file: File, folder: Path, progress: Callable[[int]
 
 
 def _fetch(url: str, file: File, stream: IO[bytes], progress: Callable[[int], None]) -> str:
-    """Writes what an address sends to the stream; returns what is wrong with it, or nothing."""
+    """Writes what an address sends to the stream; returns what is wrong with it, or nothing.
+
+    Raises:
+        OSError: If there is no room for it, which no other address would change.
+    """
     digest, size = hashlib.sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "draw"})
     try:
@@ -332,5 +338,7 @@ def _fetch(url: str, file: File, stream: IO[bytes], progress: Callable[[int], No
     except urllib.error.URLError as error:
         return str(error.reason)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
         return str(error) or type(error).__name__
     return _fault(file, size, digest.hexdigest())
