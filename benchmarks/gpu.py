@@ -101,9 +101,9 @@ def inline_check(options: argparse.Namespace, path: Path) -> bool:
 
     from draw import fast
     from draw.config import ModelConfig, SpeedConfig
+    from draw.devices import choose_device
     from draw.model import DRAW
     from draw.objective import losses
-    from draw.run import choose_device
 
     device = choose_device(options.device)
     sizes = ModelConfig(steps=3, enc_size=12, dec_size=12, z_size=4) if options.small else ModelConfig(steps=16)

@@ -15,10 +15,11 @@ from collections.abc import Callable
 import torch
 
 from draw.data import DataSet
+from draw.devices import choose_device
 from draw.noise import seeded
 from draw.parallel import World, joined
 from draw.presets import PRESETS, preset
-from draw.run import choose_device, environment
+from draw.run import environment
 from draw.training import Trainer
 
 

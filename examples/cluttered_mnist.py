@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -302,6 +303,8 @@ def run_all(options: argparse.Namespace) -> None:
         render.write_whole(options.out / "measured.json", lambda file: file.write(text.encode()))
         print(text)
         run.picture()
+    else:
+        print(f"stopped after step {run.step:,} of {settings.iterations:,}: the same command goes on", file=sys.stderr)
 
 
 def train(run: Run, limit: float, every: int = 1000) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from draw import checkpoint, cli, run
-from small import data_set
+from small import data_set, small_config
 
 SMALL = ["--steps", "3", "--enc-size", "12", "--dec-size", "12", "--z-size", "4", "--read-n", "2", "--write-n", "3",
          "--batch-size", "8", "--log-every", "2", "--validate-every", "4", "--validation-images", "0"]  # fmt: skip
@@ -98,6 +99,24 @@ def test_train_resumes_and_tells_how_it_ended(place, tmp_path, capsys):
     assert json.loads(captured.out)["step"] == step + 2
     assert json.loads(captured.out)["finished"]
     assert "finished" in captured.err
+
+
+def test_a_run_to_go_on_with_may_be_named_by_its_folder(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for runs in ("runs", "other"):  # two of one name
+        shutil.copytree(place / "run", tmp_path / runs / "first")
+    assert cli.main(["train", "--resume", "other/first", "--iterations", "10"]) == 0
+    assert "finished: other/first" in capsys.readouterr().err
+    steps = [run.read_log(tmp_path / runs / "first")[-1]["step"] for runs in ("runs", "other")]
+    assert steps == [8, 10]
+
+
+def test_images_given_in_python_are_asked_for(place, tmp_path, refused):
+    list(run.train(small_config(iterations=1), tmp_path / "r", data=data_set(), device="cpu"))
+    line = refused("evaluate", tmp_path / "r")
+    assert f"'{data_set().name}' names no data set: images given in Python are measured there" in line
+    assert line == refused("train", "--resume", "--out", tmp_path / "r", "--iterations", 2)
 
 
 def test_how_to_go_on_says_where_the_data_are(place, tmp_path, capsys):
@@ -289,6 +308,15 @@ def test_reconstruct_draws_image_files(draw, place, tmp_path):
     assert len(result["bound_nats"]) == 1
 
 
+def test_a_picture_that_is_mostly_ink_is_told_of(draw, place, tmp_path, capsys):
+    for name, paper in (("dark", 255), ("light", 0)):
+        Image.new("L", (8, 6), paper).save(tmp_path / f"{name}.png")
+    arguments = ["reconstruct", place / "run", tmp_path / "dark.png", tmp_path / "light.png"]
+    assert cli.main([str(a) for a in [*arguments, "--out", tmp_path / "r.png"]]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"draw: {tmp_path / 'dark.png'} is mostly white, which is ink to this model: was it meant so?"]
+
+
 def test_info_names_every_parameter_and_their_number(draw, place):
     result = json.loads(draw("info", place / "run", "--json"))
     model = checkpoint.find(place / "run").model()
@@ -382,13 +410,16 @@ def test_data_preview_writes_a_contact_sheet(draw, place, tmp_path):
         (["data", "preview", "x", "--size", "²"], "size must be SIDE or HEIGHTxWIDTH"),
         (["data", "preview", "folder:"], "folder: needs a path"),
         (["train", "--resume"], "--resume needs the run's folder: --out DIR"),
+        (["train", "--resume", "other/first"], "other/first holds no checkpoint to resume from"),
         (["evaluate", "nothing"], "no model 'nothing'"),
+        (["sample", "mnist-1h"], "no weights of the preset mnist-1h ship: draw train mnist-1h, then name the run's"),
+        (["sample", "mnist", "--n", "3"], "unknown argument '--n'; did you mean '-n'?"),
         (["evaluate"], "the following arguments are required: MODEL"),
         (["sample", "nothing", "-n", "0"], "expected a whole number from 1 to 1,000,000, got '0'"),
         (["figure", "2", "nothing"], "unknown figure '2'"),
         (["info"], "give either a MODEL or --preset NAME"),
         (["data", "get", "mnits"], "did you mean 'mnist'?"),
-        (["curve", "nothing"], "metrics.jsonl cannot be read"),
+        (["curve", "nothing"], "nothing is no run's folder: there is none of this name"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )

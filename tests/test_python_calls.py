@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 MODEL = "draw.DRAW(draw.ModelConfig(height=4, width=4, steps=2, enc_size=4, dec_size=4, z_size=2))"
+DATA = "draw.DataSet('mine', {'train': torch.zeros(3, 1, 4, 4).byte()}, {}, 'static')"
 CALLS = {
     "draw.ModelConfig(height='8')": "height: expected int, got '8'",
     "draw.EvalConfig(samples=2.5)": "samples: expected int, got 2.5",
@@ -21,6 +22,22 @@ CALLS = {
         "the train images of mine must be a uint8 tensor (n, channels, height, width), of at least one image and "
         "values from 0 to 255, got torch.uint8 (3, 4, 4)"
     ),
+    "draw.DataSet('mine', {'train': np.zeros((3, 1, 4, 4), np.uint8)}, {}, 'static')": (
+        "the train images of mine must be a torch tensor, got ndarray"
+    ),
+    "draw.DataSet('mine', torch.zeros(3, 1, 4, 4).byte(), {}, 'static')": (
+        "the images of mine must be a dict of one tensor or more by split"
+    ),
+    "draw.DataSet('mine', {}, {}, 'static')": "the images of mine must be a dict of one tensor or more by split",
+    "draw.DRAW(draw.PRESETS['demo'])": "config must be a ModelConfig, got RunConfig",
+    f"draw.evaluate('mnist', {DATA})": "model must be a DRAW, got str",
+    f"draw.evaluate({MODEL}, 'mnist')": "data must be a DataSet, got str",
+    f"draw.evaluate({MODEL}, {DATA}, {{'images': 3}})": "config must be an EvalConfig, got dict",
+    f"draw.evaluate({MODEL}, {DATA}, draw.EvalConfig(split='train')).images": "3",
+    "draw.pack_data('glyphs', 'pack')": "config must be a DataConfig, got str",
+    "draw.load('mnist', 'gpu')": "no device 'gpu' on this machine; it has cpu",
+    "draw.load('mnist', 'auto').canvas0.device": "cpu",
+    "draw.load('mnist', torch.device('cpu')).canvas0.device": "cpu",
     f"{MODEL}.reconstruct(torch.zeros(3, 1, 4, 4).byte())": (
         "images must have intensities in [0, 1], as floats, got torch.uint8; of 8 bits give x / 255"
     ),

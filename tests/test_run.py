@@ -13,6 +13,7 @@ import torch
 import draw
 from draw import checkpoint, fast, run, training
 from draw.data import DataSet
+from draw.devices import choose_device
 from draw.distributions import Bernoulli
 from draw.errors import UserError
 from draw.evaluation import evaluate
@@ -365,7 +366,7 @@ def test_a_device_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(UserError, match="no device 'cuda' on this machine; it has cpu"):
-        run.choose_device("cuda")
+        choose_device("cuda")
 
 
 def test_tensorboard_absent_says_how_to_get_it(tmp_path, monkeypatch):

@@ -24,10 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from draw.config import RunConfig, expanded, from_dict, strict_json, to_dict
+from draw.devices import choose_device
 from draw.errors import UserError, nearest
 from draw.model import DRAW, require_same_tensors
 from draw.noise import global_seed
 from draw.pieces import Build, in_words, own_pieces
+from draw.presets import PRESETS
 
 FORMAT = 1
 WEIGHTS = Path(__file__).parent / "weights"  # the models that ship, a checkpoint's folder each
@@ -234,6 +236,8 @@ def find(model: str | Path) -> Checkpoint:
         return read(WEIGHTS / model)
     if path.is_dir():
         raise UserError(f"{path} holds no complete checkpoint")
+    if model in PRESETS:
+        raise UserError(f"no weights of the preset {model} ship: draw train {model}, then name the run's folder")
     beside = [str(run) for run in path.parent.iterdir() if newest(run)] if path.parent.is_dir() else []
     known = shipped() + beside
     hint = f"; {nearest(str(path), known)}" if known else ""
@@ -246,13 +250,14 @@ def load(model: str | Path, device: torch.device | str = "cpu", *, build: Build 
 
     Args:
         model: MODEL.
-        device: Where.
+        device: auto, cpu, cuda or mps.
         build: What `draw.train` was given, of a network with pieces of its own.
 
     Raises:
-        UserError: If there is none, it is damaged, or made of other pieces.
+        UserError: If there is none, it is damaged, or made of other pieces; or if the machine has no such device.
     """
-    return find(model).model(device, build)
+    where = choose_device(device)
+    return find(model).model(where, build)
 
 
 def _sha256(path: Path) -> str:

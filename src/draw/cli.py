@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
         first = arguments[0].split("=")[0]
         options = [option for option in self._option_string_actions if option.startswith("--")]
         hint = f"; {nearest(first, options)}" if first.startswith("--") else f"; see {self.prog} --help"
+        if (short := first.removeprefix("-")) in self._option_string_actions:  # --n for -n
+            hint = f"; did you mean {short!r}?"
         self.error(f"unknown argument {first!r}{hint}")
 
 
@@ -106,7 +108,7 @@ def build_parser() -> Parser:
 
     train = verb("train", verbs.train, "train a model in a run's folder")
     train.add_argument("config", nargs="?", metavar="PRESET_OR_CONFIG", help=f"{', '.join(PRESETS)}; or a config.json")
-    train.add_argument("--out", type=Path, help="the run's folder; default runs/PRESET")
+    train.add_argument("--out", type=Path, help="the run's folder; default runs/NAME, of the preset or the file")
     train.add_argument("--resume", action="store_true", help="go on from the folder's newest checkpoint")
     train.add_argument("--minutes", type=_positive, help="stop after this long, with a checkpoint to resume from")
     train.add_argument("--epochs", type=_positive, help="instead of --iterations")
@@ -135,7 +137,13 @@ def build_parser() -> Parser:
 
     reconstruct = verb("reconstruct", verbs.reconstruct, "let a model draw given images")
     _model(reconstruct)
-    reconstruct.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="image files; else from --data")
+    reconstruct.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="image files, of bits white ink on black; else from --data",
+    )
     reconstruct.add_argument("-n", type=_count, default=8, help="how many of the data set's; default 8")
     reconstruct.add_argument("--split", default="test", choices=("train", "valid", "test"), help="default test")
     reconstruct.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a PNG")

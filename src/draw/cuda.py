@@ -27,7 +27,8 @@ BF16 = torch.bfloat16
 
 
 def supports(model: DRAW) -> bool:
-    """Whether the kernels know a model: the paper's pieces with attention, on grey images of at most 32 x 32 pixels."""
+    """Whether the kernels know a model: the paper's pieces with attention, on grey images of at most 32 x 32 pixels,
+    windows of at most 4 x 4 to read and 8 x 8 to write, LSTMs of 128 or 256 units, fewer than 128 latents."""
     c = model.config
     return (
         has_the_papers_pieces(model)

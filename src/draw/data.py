@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,15 @@ class DataSet:
     def __post_init__(self) -> None:
         if self.binarization not in BINARIZATIONS:
             raise UserError(f"binarization must be static, stochastic or none, got {self.binarization!r}")
+        if not isinstance(self.images, Mapping) or not self.images:
+            raise UserError(f"the images of {self.name} must be a dict of one tensor or more by split")
         for split, images in self.images.items():
             if isinstance(images, Shards):
                 continue
+            if not isinstance(images, Tensor):
+                raise UserError(
+                    f"the {split} images of {self.name} must be a torch tensor, got {type(images).__name__}"
+                )
             if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
                 raise UserError(
                     f"the {split} images of {self.name} must be a uint8 tensor (n, channels, height, width), of at "
@@ -323,6 +329,11 @@ def read_source(config: DataConfig, data_dir: Path | None, progress: Progress | 
         f"unknown data set {source!r} (and no folder:PATH, packed:DIR, PATH.npy or PATH.npz); "
         f"{nearest(source, sources.SOURCES)}"
     )
+
+
+def is_readable(source: str) -> bool:
+    """Whether a source is of a kind that can be read; those of a `DataSet` made in Python have any name."""
+    return source in sources.SOURCES or source.startswith(("folder:", "packed:")) or source.endswith((".npy", ".npz"))
 
 
 def _complete(arrays: Arrays, config: DataConfig) -> Arrays:

@@ -12,6 +12,17 @@ class NonFiniteError(ArithmeticError):
     """A value became infinite or not a number; the message names where."""
 
 
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Check what an argument is.
+
+    Raises:
+        UserError: If it is of another type.
+    """
+    if not isinstance(value, kind):
+        a = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise UserError(f"{name} must be {a} {kind.__name__}, got {type(value).__name__}")
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of an error line about an unknown name: the nearest valid one, or all of them.
 

@@ -13,7 +13,7 @@ from draw import fast
 from draw.config import EvalConfig, ModelConfig, SpeedConfig
 from draw.data import DataSet, intensities
 from draw.distributions import Bernoulli, kl_per_latent
-from draw.errors import NonFiniteError, UserError
+from draw.errors import NonFiniteError, UserError, require_kind
 from draw.model import DRAW, in_use
 from draw.noise import seeded
 from draw.objective import log_weight, losses
@@ -98,14 +98,17 @@ def evaluate(
         UserError: If there is no such split, or the images are not of the model's size.
         NonFiniteError: If the bound is not a finite number.
     """
-    config = config or EvalConfig()
-    world = world or World()
+    config, speed, world = config or EvalConfig(), speed or SpeedConfig(), world or World()
+    for name, value, kind in (
+        ("model", model, DRAW), ("data", data, DataSet), ("config", config, EvalConfig), ("speed", speed, SpeedConfig)
+    ):  # fmt: skip
+        require_kind(name, value, kind)
     require_shape(data, model.config)
     started = time.perf_counter()
     images = data.split(config.split)
     chosen = spread(len(images), config.images)
     work = len(chosen) * (config.samples + config.importance_samples)
-    unroll = unroll or world.every(lambda: fast.unroll_for(model, speed or SpeedConfig(), work))
+    unroll = unroll or world.every(lambda: fast.unroll_for(model, speed, work))
     per_pass = max(1, config.batch_size // max(config.samples, config.importance_samples))
     weighted = config.importance_samples > 0
     grey = data.binarization == "none" and type(model.likelihood) is Bernoulli

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from draw.attention import AttentiveRead, AttentiveWrite, FullRead, FullWrite
 from draw.config import ModelConfig, require_temperature
 from draw.distributions import Bernoulli, StandardNormal, carrying_latents, kl, kl_per_latent, rsample
-from draw.errors import UserError
+from draw.errors import UserError, require_kind
 from draw.noise import global_seed, seeded
 from draw.types import Cell, Drawing, Gaussian, Latent, Likelihood, Prior, Read, State, Trace, Unroll, Write
 
@@ -87,6 +87,7 @@ class DRAW(nn.Module):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
+        require_kind("config", config, ModelConfig)
         self.config = config
         shape, e, d, r, w = config.image_shape, config.enc_size, config.dec_size, config.read_n, config.write_n
         with global_seed(seed):

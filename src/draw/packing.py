@@ -20,7 +20,7 @@ from draw import pictures
 from draw.checkpoint import write_text
 from draw.config import SHARD_MB, Binarization, DataConfig, expanded
 from draw.data import DataSet, held_out, intensities, load_data, path_of, read_source, require_white, resolved
-from draw.errors import UserError
+from draw.errors import UserError, require_kind
 from draw.noise import seeded
 from draw.published import Images, Stream, rows_per_piece
 from draw.shards import FORMAT, HEADER, MANIFEST, SPLITS, Manifest, Shard, Shards, Split, header, labels_file
@@ -49,6 +49,7 @@ def pack_data(
     Raises:
         UserError: If the source cannot be read or the folder not be made; the message says what to do.
     """
+    require_kind("config", config, DataConfig)
     _unused(Path(out))  # before anything is read
     if config.patch:
         raise UserError("a pack holds whole images, of which no patches are taken: leave --patch out")

@@ -334,7 +334,7 @@ def stream_array(path: Path) -> Stream:
 def _plain_arrays(path: Path) -> Iterator[None]:
     """Turns what a file that holds no plain arrays raises into one line."""
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}; --data PATH names your own images")
     try:
         yield
     except MemoryError as error:

@@ -29,7 +29,8 @@ import draw
 from draw import checkpoint, parallel, render
 from draw.config import EvalConfig, RunConfig, SpeedConfig, expanded, from_json, strict_json, to_dict
 from draw.data import DataSet, intensities, load_data
-from draw.errors import NonFiniteError, UserError
+from draw.devices import choose_device
+from draw.errors import NonFiniteError, UserError, require_kind
 from draw.evaluation import evaluate, spread
 from draw.model import DRAW
 from draw.noise import seeded
@@ -103,6 +104,8 @@ def train(
 ) -> Iterator[Metrics | Validation]:
     """Train in a run's folder, yielding every log line and every validation as it is made.
 
+    A generator: nothing happens until it is iterated, and training pauses between two records.
+
     Args:
         config: A configuration or a preset's name. When resuming, it may differ from the run's own in how long and
             how fast to train, not in what is trained.
@@ -128,9 +131,10 @@ def train(
         NonFiniteError: If the loss is no longer finite; the last checkpoint is kept.
     """
     config = preset(config) if isinstance(config, str) else config
-    for name, value, kind in (("config", config, RunConfig), ("data", data, DataSet), ("speed", speed, SpeedConfig)):
-        if not isinstance(value, kind) and (value is not None or name == "config"):
-            raise UserError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+    require_kind("config", config, RunConfig)
+    for name, value, kind in (("data", data, DataSet), ("speed", speed, SpeedConfig)):
+        if value is not None:
+            require_kind(name, value, kind)
     if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
         raise UserError(f"minutes must be positive, got {minutes!r}")
     out = expanded(out)
@@ -482,21 +486,6 @@ def for_images(config: RunConfig, data: DataSet) -> RunConfig:
     )
 
 
-def choose_device(name: str | torch.device) -> torch.device:
-    """The device of this name; `auto` prefers CUDA, then MPS, then the CPU.
-
-    Raises:
-        UserError: If the machine has no such device.
-    """
-    name = str(name)
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
-    if not has.get(name):
-        raise UserError(f"no device {name!r} on this machine; it has {', '.join(kind for kind in has if has[kind])}")
-    return torch.device(name)
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and the commit of this code, for the record of a run."""
 
@@ -527,6 +516,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         UserError: If the run has no log.
     """
     path = run / "metrics.jsonl"
+    if not run.is_dir():
+        raise UserError(f"{run} is no run's folder: there is none of this name")
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:

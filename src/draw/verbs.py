@@ -115,7 +115,7 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
         raise UserError("--awake is for a network that begins from nothing: leave it out, or --init")
     if options.resume and options.config and options.out:
         raise UserError(f"--resume goes on with the run's own configuration: leave out {options.config!r}")
-    out = expanded(options.out or Path("runs") / Path(options.config).stem)
+    out = expanded(options.out or _folder_meant_by(options.config, options.resume))
     found = run.to_go_on_from(out, options.resume)
     if options.resume:
         config = run.read_config(out / "config.json")
@@ -147,6 +147,12 @@ def _training_config(options: Any) -> "tuple[RunConfig, Path, Checkpoint | None]
     if (given.get("grow_from") or 0) > config.model.steps:  # a preset's may be, where fewer glimpses are asked for
         raise UserError(f"--grow-from {config.train.grow_from} is more than all {config.model.steps} glimpses")
     return config, out, found
+
+
+def _folder_meant_by(name: str, resume: bool) -> Path:
+    """The run's folder where --out does not name it: that of the preset or the file; to go on with, also a folder."""
+    is_folder = resume and name not in PRESETS and not name.endswith(".json")
+    return Path(name) if is_folder else Path("runs") / Path(name).stem
 
 
 def _settings_of(given: dict[str, Any], binarization: str = "auto") -> None:
@@ -279,6 +285,10 @@ def reconstruct(options: Any) -> None:
         images = torch.from_numpy(read_files(options.images, *model.config.image_shape))
         # A model of binary pixels is shown binary pixels.
         binarization = "none" if checkpoint.config.data.binarization == "none" else "stochastic"
+        for path, image in zip(options.images, images, strict=True):
+            if binarization == "stochastic" and image.float().mean() > 255 / 2:
+                print(f"draw: {path} is mostly white, which is ink to this model: was it meant so?",
+                      file=sys.stderr)  # fmt: skip
     else:
         data = _data_for(checkpoint, options)
         binarization = data.binarization
@@ -592,7 +602,7 @@ def _grow(options: Any) -> None:
 
 def _bench_task(what: "What", options: Any) -> "Task":
     from draw.bench import Task
-    from draw.run import choose_device
+    from draw.devices import choose_device
 
     config = preset(options.preset).replace(**_given(options, ModelConfig))
     device = str(choose_device(options.device))
@@ -680,7 +690,7 @@ def data_pack(options: Any) -> None:
 
 def _load_model(options: Any) -> "tuple[Checkpoint, DRAW]":
     from draw import checkpoint
-    from draw.run import choose_device
+    from draw.devices import choose_device
 
     found = checkpoint.find(options.model)
     return found, found.model(choose_device(options.device))
@@ -696,9 +706,14 @@ def _speed(options: Any) -> SpeedConfig:
 
 
 def _load(config: DataConfig, options: Any) -> "DataSet":
-    from draw.data import load_data
+    from draw.data import is_readable, load_data
     from draw.progress import bar
 
+    if "source" not in options and not is_readable(config.source):
+        raise UserError(
+            f"{config.source!r} names no data set: images given in Python are measured there, by draw.evaluate(model, "
+            "data), or named here, by --data"
+        )
     with bar(f"data {config.source}") as progress:
         data = load_data(config, options.data_dir, progress)
     _tell_notes(data)

@@ -53,7 +53,7 @@ def evaluation(name: str, measured: "Evaluation") -> str:
         entropy = measured.bound_nats - measured.above_entropy_nats
         lines.append(f"{entropy:.2f} of them are the intensities' own entropy, which no model goes below; "
                      f"{above_entropy(measured)} are above it")  # fmt: skip
-    return "\n".join([*lines, f"{measured.seconds:.1f} seconds"])
+    return "\n".join([*lines, f"measured in {measured.seconds:.1f} seconds"])
 
 
 def latents_in_use(kl_per_latent_nats: list[float]) -> int:
