@@ -73,6 +73,13 @@ def test_validations_of_glimpses_that_were_not_trained_yet_are_left_out(monkeypa
     assert circles(above) == [110.0]
 
 
+@pytest.mark.parametrize("name", ["runs/a$x^$", "runs/\udcff", "runs/\u65e5\u672c"])
+def test_whatever_a_folder_is_named_it_can_be_a_title(tmp_path, name, recwarn):
+    curves.curve(train_records(5), tmp_path / "c.png", title=name)
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    assert not recwarn.list
+
+
 def circles(axes):
     return next(line for line in axes.lines if line.get_markerfacecolor() == "white").get_ydata().tolist()
 

@@ -2,7 +2,10 @@
 
 import itertools
 import pickle
+import struct
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from draw import data, pictures
+from draw import curves, data, pictures, render
 from draw.config import DataConfig
 from draw.data import DataSet, batch_indices, intensities, load_data, random_patches
 from draw.errors import UserError
@@ -388,6 +391,37 @@ def test_labels_of_splits_are_found(save):
 NOT_ARRAYS = r"is not a \.npy or \.npz file of plain arrays"
 
 
+def test_names_of_splits_may_be_in_capitals_and_what_is_left_out_is_noted(save):
+    x = grey_images()
+    found = load(save(Train=x, Test=x[:2], train_labels=np.arange(20), names=np.arange(3)))
+    assert {split: len(images) for split, images in found.images.items()} == {"train": 18, "valid": 2, "test": 2}
+    assert len(found.labels["train"]) == 18
+    assert "left out of images.npz: names" in found.notes
+
+
+def test_two_arrays_of_one_split_are_refused(save):
+    with pytest.raises(UserError, match="holds valid and val, both of them the split valid: leave one out"):
+        load(save(train=grey_images(), valid=grey_images(), val=grey_images()))
+
+
+@pytest.mark.parametrize(("arrays", "other"), [([], "readme.txt"), (["images"], "labels"), (["train"], "test")])
+def test_what_is_no_array_in_a_npz_is_named(tmp_path, arrays, other):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in arrays:
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, grey_images())
+        archive.writestr(other, "hello")
+    with pytest.raises(UserError, match=r"what it holds for (train|test) is no array"):
+        load(str(tmp_path / "a.npz"))
+
+
+def test_a_damaged_header_is_one_line(save):
+    path = Path(save(grey_images()))
+    path.write_bytes(path.read_bytes().replace(b"), }", b"x, }", 1))
+    with pytest.raises(UserError, match=NOT_ARRAYS):
+        load(str(path))
+
+
 class Trap:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was loaded",))
@@ -599,6 +633,58 @@ def test_a_grey_value_that_stands_for_nothing_is_black(folder, dtype):
     assert images.tolist() == [[[[0, 127]]]]
 
 
+def png(kind, depth, rows, *more):
+    """A PNG of which each row is given as bytes: grey (0) or grey with alpha (4), as Pillow does not write it."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    width = 8 * len(rows[0]) // (depth * {0: 1, 4: 2}[kind])
+    lines = b"".join(b"\0" + row for row in rows)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), depth, kind, 0, 0, 0)), *more]
+    parts += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def test_sixteen_bits_of_grey_with_transparency_stay_grey(folder):
+    rows = [bytes([100, 0, 255, 255, 200, 0, 0, 0])]  # 100 as it is, 200 transparent
+    assert pictures.read_folder(folder({"a.png": png(4, 16, rows)})).images["train"].tolist() == [[[[100, 0]]]]
+
+
+@pytest.mark.parametrize(("depth", "row"), [(2, 0b11100100), (4, 0xFA)])
+def test_a_grey_value_of_few_bits_that_stands_for_nothing_is_black(folder, depth, row):
+    white = (b"tRNS", struct.pack(">H", 2**depth - 1))
+    images = pictures.read_folder(folder({"a.png": png(0, depth, [bytes([row])], white)})).images["train"]
+    assert images.tolist() == {2: [[[[0, 170, 85, 0]]]], 4: [[[[0, 170]]]]}[depth]
+
+
+def test_a_damaged_tag_leaves_the_pixels_readable(folder):
+    odd = Image.new("L", (4, 4), 9)
+    odd.save(folder({}) / "a.webp", lossless=True, exif=b"garbage")
+    assert (pictures.read_folder(folder({})).images["train"] == 9).all()
+
+
+def test_what_draw_drew_is_not_trained_on(folder):
+    root = folder({"a.png": (4, 4), "b.png": (4, 4)})
+    before = pictures.read_folder(root)
+    render.save_png(Image.new("L", (9, 9)), root / "runs" / "demo" / "samples" / "step-00000500.png")
+    render.save_animation([Image.new("L", (9, 9), grey) for grey in (0, 99)], root / "drawing.png")
+    logged = {"bound_nats": 3.0, "loss_x_nats": 2.0, "loss_z_nats": 1.0}
+    curves.curve([{"kind": "train", "step": 1, "seconds": 1.0, **logged}], root / "curve.png", title="a run")
+    after = pictures.read_folder(root)
+    assert np.array_equal(before.images["train"], after.images["train"])
+    assert after.notes == ("left out 3 pictures that draw made",)
+
+
+@pytest.mark.parametrize("new", [colour(1, 2, 3), (9, 8)], ids=["colour", "size"])
+def test_a_picture_that_changes_while_it_is_packed_is_named(folder, new):
+    root = folder({"a.png": (4, 4), "b.png": (4, 4)})
+    stream = pictures.stream_folder(root)
+    folder({"b.png": new})
+    with pytest.raises(UserError, match=r"b\.png has changed while the folder was read"):
+        list(stream.images["train"])
+
+
 def test_pictures_are_turned_as_their_exif_tag_says(tmp_path):
     image = Image.new("L", (6, 4))
     image.paste(255, (0, 0, 3, 4))  # white on the left
@@ -649,6 +735,14 @@ def test_a_folder_too_large_for_memory_is_named(folder, monkeypatch):
     monkeypatch.setattr(pictures, "LARGEST_FOLDER", 20)
     with pytest.raises(UserError, match="take more than 0 GiB; give --size 32"):
         pictures.read_folder(folder({"a.png": (4, 4), "b.png": (4, 4)}))
+
+
+def test_one_colour_picture_makes_a_folder_three_times_as_large(folder, monkeypatch):
+    monkeypatch.setattr(pictures, "LARGEST_FOLDER", 95)
+    root = folder({"a.png": (4, 4), "b.png": (4, 4)})
+    pictures.read_folder(root)
+    with pytest.raises(UserError, match="take more than 0 GiB; give --size 32"):
+        pictures.read_folder(folder({"c.png": colour(1, 2, 3)}))
 
 
 @pytest.fixture

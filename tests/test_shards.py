@@ -270,7 +270,7 @@ def test_an_image_larger_than_a_shard_is_a_shard(tmp_path):
         (WHOLE, {"labels": {"test": [1, 2]}}, "labels of test must be 5 integers, got int64 (2,)"),
         (WHOLE, {"labels": {"test": np.full(5, 0.5)}}, "labels of test must be 5 integers, got float64 (5,)"),
         (of_splits(train=images(9)), {"train_images": 9, "labels": {"train": [1]}}, "labels of train must be 9"),
-        (WHOLE, {"shard_mb": 0}, "shard_mb must be positive, got 0"),
+        (WHOLE, {"shard_mb": 0}, "shard_mb must be positive and at most 1,048,576, got 0"),
         (WHOLE, {"data_seed": -1}, "data_seed must be from 0"),
     ],
 )  # fmt: skip

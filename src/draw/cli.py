@@ -153,11 +153,11 @@ def build_parser() -> Parser:
     info = verb("info", verbs.info, "what a model is: configuration, parameters, training")
     info.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
     info.add_argument("--preset", choices=PRESETS, help="a preset instead: its configuration and parameters")
-    _common(info)
+    _common(info, seed=False)
 
     models = verb("models", verbs.models, "the models that ship, or the card of one")
     models.add_argument("name", nargs="?", metavar="NAME", help="its card: data, licence, configuration, bound, limits")
-    _common(models, seed=False)
+    _common(models, seed=False, device=False)
 
     paper = verb("paper", verbs.paper, "Table 1 of the paper, with what was measured here")
     paper.add_argument("--check", metavar="NAME", help="measure the row of this model again")
@@ -176,13 +176,13 @@ def build_parser() -> Parser:
     curve = verb("curve", verbs.curve, "plot a run: the bound and its two parts over time")
     curve.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     curve.add_argument("--out", type=Path, default=Path("curve.png"), help="a PNG; default curve.png")
-    _common(curve)
+    _common(curve, seed=False, device=False)
 
     film = verb("film", verbs.film, "validation images read and redrawn, again and again while a run learned it")
     film.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     film.add_argument("--out", type=Path, default=Path("film.gif"), help="a GIF, WebP or PNG; default film.gif")
     film.add_argument("-n", type=_count, default=100, help="most frames; default 100")
-    _common(film)
+    _common(film, seed=False, device=False)
 
     export = verb("export", verbs.export, "the studio with a model inside, as one page that needs nothing else")
     _model(export)
@@ -220,13 +220,11 @@ def build_parser() -> Parser:
 
     data = verb("data", lambda options: options.parser.print_help(), "list, get, check, preview and pack data sets")
     actions = data.add_subparsers(metavar="ACTION", parser_class=Parser)
-    _common(verb("list", verbs.data_list, "the named data sets, and which are here", actions))
+    listed = verb("list", verbs.data_list, "the named data sets, and which are here", actions)
     get = verb("get", verbs.data_get, "download a data set and check it", actions)
     check = verb("check", verbs.data_check, "check a data set's files against their checksums", actions)
     get.add_argument("name", metavar="NAME", help="a data set's name")
     check.add_argument("name", metavar="NAME", help="a data set's name, or packed:DIR")
-    for action in (get, check):
-        _common(action)
     preview = verb("preview", verbs.data_preview, "a contact sheet of a data set", actions)
     pack = verb("pack", verbs.data_pack, "write a data set as shards, to train without holding it in memory", actions)
     for action in (preview, pack):
@@ -238,8 +236,9 @@ def build_parser() -> Parser:
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, then packed:DIR")
     most = f"most megabytes of one file of images; default {SHARD_MB}"
     pack.add_argument("--shard-mb", type=_positive, default=SHARD_MB, help=most)
+    for action in (listed, get, check, preview, pack):
+        _common(action, seed=False, device=False)
     for action in (preview, pack):
-        _common(action)
         _fields(action, DataConfig, leave_out=("source",))
     return parser
 
@@ -248,10 +247,11 @@ def _model(parser: Parser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
 
 
-def _common(parser: Parser, *, seed: bool = True) -> None:
+def _common(parser: Parser, *, seed: bool = True, device: bool = True) -> None:
     if seed:
         parser.add_argument("--seed", type=_seed, default=0, help="default 0")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default auto")
+    if device:
+        parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default auto")
     parser.add_argument("--data-dir", type=Path, help="where data sets live; else DRAW_DATA, else the cache folder")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

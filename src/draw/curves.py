@@ -1,5 +1,6 @@
 """The curve of a training run: its bound, and the two parts of it, over time."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from draw.errors import UserError
+from draw.pictures import MADE_HERE
 from draw.render import require_png, write_whole
 
 TITLE = 48  # characters for which there is room; of a longer path its end
@@ -42,11 +44,15 @@ def curve(records: Iterable[Record], path: Path, title: str) -> None:
     parts = {"loss_x_nats": ("reconstruction\nloss_x", "#2f8f6b"), "loss_z_nats": ("KL\nloss_z", "#b5702a")}
     _plot(below, train, valid, parts)
     _mark_best(above, valid)
-    above.set_title(title if len(title) <= TITLE else "\N{HORIZONTAL ELLIPSIS}" + title[1 - TITLE :], loc="left")
+    title = title.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no text
+    short = title if len(title) <= TITLE else "\N{HORIZONTAL ELLIPSIS}" + title[1 - TITLE :]
+    above.set_title(short, loc="left", parse_math=False)
     above.set_title("lines: training, circles: validation", loc="right", fontsize=8, color="0.45")
     above.margins(x=0.02)
     below.set_xlabel("minutes of training")
-    write_whole(path, lambda file: figure.savefig(file, format="png"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in another script
+        write_whole(path, lambda file: figure.savefig(file, format="png", metadata=dict([MADE_HERE])))
 
 
 def _plot(axes: Axes, train: Sequence[Record], valid: Sequence[Record], lines: Mapping[str, tuple[str, str]]) -> None:

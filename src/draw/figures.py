@@ -82,18 +82,19 @@ def figure_6(
 
 
 def nearest_images(
-    samples: Float[Tensor, "n c h w"], training: UInt8[Tensor, "m c h w"] | Shards, chunk: int = 4_096
+    samples: Float[Tensor, "n c h w"], training: UInt8[Tensor, "m c h w"] | Shards, chunk: int = 0
 ) -> Int64[Tensor, " n"]:
     """The index of the training image nearest to each sample, by Euclidean distance over pixels.
 
     Args:
         samples: Intensities in [0, 1].
         training: Intensities 0 to 255; packed ones are read through once.
-        chunk: Training images at a time: bounds the memory.
+        chunk: Training images at a time, which bounds the memory; 0 for as many as take 32 MB.
     """
     points = samples.detach().flatten(1).cpu().double()
     least = torch.full((len(points),), math.inf, dtype=torch.float64)
     index = torch.zeros(len(points), dtype=torch.int64)
+    chunk = chunk or max(1, (32 << 20) // (8 * points.shape[1]))
     for start in range(0, len(training), chunk):
         others = training[start : start + chunk].flatten(1).cpu().double() / 255
         # |s - o|^2 less |s|^2, which is the same for all o.

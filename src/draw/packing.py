@@ -26,6 +26,8 @@ from draw.published import Images, Stream, rows_per_piece
 from draw.shards import FORMAT, HEADER, MANIFEST, SPLITS, Manifest, Shard, Shards, Split, header, labels_file
 from draw.sources import Progress
 
+LARGEST_SHARD_MB = 1 << 20  # a terabyte
+
 
 def pack_data(
     config: DataConfig,
@@ -120,8 +122,8 @@ def write_shards(
             f"give images of train, and maybe valid and test; got images of {', '.join(images) or 'none'}, "
             f"labels of {', '.join(labels) or 'none'}"
         )
-    if not 0 < shard_mb < math.inf:
-        raise UserError(f"shard_mb must be positive, got {shard_mb}")
+    if not 0 < shard_mb <= LARGEST_SHARD_MB:
+        raise UserError(f"shard_mb must be positive and at most {LARGEST_SHARD_MB:,}, got {shard_mb}")
     missing = [split for split in SPLITS if split not in images]
     route, held = _route(source, missing, train_images, data_seed) if missing else ({}, ())
 

@@ -25,6 +25,7 @@ LARGEST_SIDE = 4096  # pixels of a picture that is taken as it is
 LARGEST_FOLDER = 8 << 30  # bytes of all its pixels
 _HIDDEN = (".", "__MACOSX")  # what such names begin with
 _LISTED = 10  # file names in a message
+MADE_HERE = ("Software", "draw")  # what a PNG written by `draw.render` says of itself
 ONE_IS_WHITE = "no value is above 1: 1 is taken as white"
 
 
@@ -38,9 +39,10 @@ def read_folder(
     """Every PNG, JPEG, WebP, BMP and GIF (its first frame) below a folder, in the order of their paths.
 
     If the folder has a subfolder `train`, then it and `valid` (or `val`, `validation`) and `test` beside it are the
-    splits, and other pictures are left out; if not, all pictures are one split. Hidden files are left out. Pictures are
-    turned as their EXIF tag says, and put on black where they are transparent. The result has one channel if all of
-    them are stored as grey, else three; a palette counts as colour.
+    splits, and other pictures are left out; if not, all pictures are one split. Left out are also hidden files, and
+    PNGs that this package drew, such as the samples of a run that is trained in the folder. Pictures are turned as
+    their EXIF tag says, and put on black where they are transparent. The result has one channel if all of them are
+    stored as grey, else three; a palette counts as colour.
 
     Args:
         size: Height and width, pixels. Pictures are cropped about their middle to its shape, then resized (Lanczos).
@@ -52,13 +54,13 @@ def read_folder(
         UserError: If there is no such folder or no picture in it, files are unreadable, or sizes differ without `size`.
     """
     pictures: dict[str, list[NDArray[np.uint8]]] = {}
-    stored = 0
+    count, channels = 0, 1
 
     def keep(split: str, picture: NDArray[np.uint8]) -> None:
-        nonlocal stored
+        nonlocal count, channels
         pictures.setdefault(split, []).append(picture)
-        stored += picture.nbytes
-        if stored > LARGEST_FOLDER:
+        count, channels = count + 1, 3 if picture.ndim == 3 else channels  # one in colour makes all of them so
+        if count * channels * math.prod(picture.shape[:2]) > LARGEST_FOLDER:
             raise UserError(
                 f"the images of {folder} take more than {LARGEST_FOLDER >> 30} GiB; give --size 32, or pack them: "
                 f"draw data pack folder:{folder} --out DIR"
@@ -81,7 +83,11 @@ def stream_folder(
 
     def pieces(paths: list[Path]) -> Iterator[Images]:
         for first in range(0, len(paths), rows):
-            yield _stacked([_readable(path, size, grey) for path in paths[first : first + rows]], found.colour)
+            pictures = [_readable(path, size, grey) for path in paths[first : first + rows]]
+            for path, picture in zip(paths[first : first + rows], pictures, strict=True):
+                if picture.shape[:2] != found.size or (picture.ndim == 3 and not found.colour):
+                    raise UserError(f"{path} has changed while the folder was read")
+            yield _stacked(pictures, found.colour)
 
     images = {split: pieces(paths) for split, paths in found.paths.items()}
     return Stream(images, {split: len(paths) for split, paths in found.paths.items()}, notes=found.notes)
@@ -111,19 +117,21 @@ def _survey(
     readable: dict[str, list[Path]] = {split: [] for split in splits}
     bad: list[str] = []
     sizes: Counter[tuple[int, ...]] = Counter()
-    done, colour = 0, False
+    done, ours, colour = 0, 0, False
     for split, paths in splits.items():
         for path in paths:
             try:
-                picture = _picture(path, size, grey)
+                drawn_here, picture = _is_made_here(path), _picture(path, size, grey)
             except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
                 bad.append(f"{path.relative_to(folder)}: {_reason(error)}")
             else:
-                sizes[picture.shape[:2]] += 1
-                if len(sizes) == 1 and max(picture.shape) <= LARGEST_SIDE:  # else only the sizes matter any more
-                    keep(split, picture)
-                readable[split].append(path)
-                colour = colour or picture.ndim == 3
+                ours += drawn_here
+                if not drawn_here:
+                    sizes[picture.shape[:2]] += 1
+                    if len(sizes) == 1 and max(picture.shape) <= LARGEST_SIDE:  # else only the sizes matter any more
+                        keep(split, picture)
+                    readable[split].append(path)
+                    colour = colour or picture.ndim == 3
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -133,6 +141,8 @@ def _survey(
         )
     if bad:
         notes = (*notes, f"left out {len(bad)} of {total} files that cannot be read", *_list(bad).splitlines())
+    if ours:
+        notes = (*notes, f"left out {ours} pictures that draw made")
     _require_one_size(folder, sizes)
     for split, paths in readable.items():
         if not paths:
@@ -216,7 +226,17 @@ def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np
         warnings.simplefilter("ignore")  # remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as file:
-            image = ImageOps.exif_transpose(file)
+            file.load()
+            try:
+                image = ImageOps.exif_transpose(file)
+            except Exception:  # whatever a damaged tag raises, the pixels are good
+                image = file.copy()
+        if file.format == "PNG":
+            with path.open("rb") as header:
+                depth, kind = header.read(26)[24:]
+            grey = grey or kind == 4  # which Pillow opens as colour where it has 16 bits
+            if kind == 0 and depth in (2, 4) and "transparency" in image.info:  # which Pillow does not scale with them
+                image.info["transparency"] *= 255 // (2**depth - 1)
     is_grey = grey or image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scale
         values = np.asarray(image)
@@ -229,6 +249,14 @@ def _picture(path: Path, size: tuple[int, int] | None, grey: bool) -> NDArray[np
         height, width = size
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image)
+
+
+def _is_made_here(path: Path) -> bool:
+    key, value = MADE_HERE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=FORMATS) as file:
+            return file.info.get(key) == value
 
 
 def _reason(error: Exception) -> str:
@@ -277,19 +305,19 @@ def read_array(path: Path) -> Arrays:
     the channels. Values are uint8, bool, or floats in [0, 1]; where no uint8 is above 1, 1 stands for white.
 
     A .npz holds `train` and perhaps `valid` (or `val`, `validation`) and `test`; else `images`; else one array under
-    any name. Labels, integers (n,), are `train_labels` and so on, or `labels` beside a single array.
+    any name. Labels, integers (n,), are `train_labels` and so on, or `labels` beside a single array. Names may be
+    written in capitals, and other arrays are left out.
 
     Raises:
         UserError: If the file is missing, unreadable, or not such arrays; the line says what was found.
     """
     with _plain_arrays(path), open_arrays(path) as arrays:
-        found, labels = _chosen(path, arrays)
+        found, labels, notes = _chosen(path, arrays)
     images = {split: _pixels(array, f"{path}, {split}") for split, array in found.items()}
-    notes: tuple[str, ...] = ()
     counted = [split for split, array in found.items() if array.dtype == np.uint8]
     if max((int(images[split].max()) for split in counted), default=0) == 1:
         images |= {split: images[split] * np.uint8(255) for split in counted}
-        notes = (ONE_IS_WHITE,)
+        notes = (*notes, ONE_IS_WHITE)
     if len(shapes := {array.shape[1:] for array in images.values()}) > 1:
         raise UserError(f"{path}: the splits differ in shape: {', '.join(map(str, sorted(shapes)))}")
     for split, numbers in labels.items():
@@ -345,21 +373,35 @@ def _plain_arrays(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a .npy or .npz file of plain arrays: {reason}") from error
 
 
-def _chosen(path: Path, file: Mapping[str, Any]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Which arrays are the images and the labels of which split."""
-    keys = {SPLITS[name]: name for name in file if name in SPLITS}
-    label_keys = {split: f"{name}_labels" for split, name in keys.items()}
+def _chosen(
+    path: Path, file: Mapping[str, Any]
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]], tuple[str, ...]]:
+    """Which arrays are the images and the labels of which split, and a note on those that are neither."""
+    names = {name.lower(): name for name in file}
+    keys: dict[str, str] = {}
+    for name in file:
+        if split := SPLITS.get(name.lower()):
+            if split in keys:
+                raise UserError(f"{path} holds {keys[split]} and {name}, both of them the split {split}: leave one out")
+            keys[split] = name
+    label_keys = {split: names.get(f"{name.lower()}_labels") for split, name in keys.items()}
     if not keys:
-        names = [name for name in file if name != "labels"]
-        if "images" not in names and len(names) != 1:
+        images = [name for name in file if name.lower() != "labels"]
+        if "images" not in names and len(images) != 1:
             raise UserError(
                 f"{path} holds {', '.join(file) or 'nothing'}; name the images 'train', 'valid' and 'test', or 'images'"
             )
-        keys, label_keys = {"train": "images" if "images" in names else names[0]}, {"train": "labels"}
+        keys, label_keys = {"train": names.get("images", images[0])}, {"train": names.get("labels")}
     if "train" not in keys:
         raise UserError(f"{path} holds {', '.join(keys.values())} but no 'train'")
-    labels = {split: file[name] for split, name in label_keys.items() if name in file}
-    return {split: file[name] for split, name in keys.items()}, labels
+    found = {split: file[name] for split, name in keys.items()}
+    labels = {split: file[name] for split, name in label_keys.items() if name}
+    for split, value in [*found.items(), *labels.items()]:
+        if not isinstance(value, np.ndarray):  # as NumPy gives a member that is no .npy
+            raise UserError(f"{path}: what it holds for {split} is no array")
+    others = sorted({*file} - {*keys.values()} - {*label_keys.values()})
+    notes = (f"left out of {path.name}: {', '.join(others[:_LISTED])}",) if others else ()
+    return found, labels, notes
 
 
 def _pixels(array: NDArray[Any], where: str) -> Images:
@@ -390,7 +432,8 @@ def _bytes(array: NDArray[Any], where: str) -> Images:
         return array.astype(np.uint8)
     if array.dtype.kind != "f":
         raise UserError(f"{where}: type {array.dtype}; expected uint8, bool or floats in [0, 1]")
-    values = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for it is refused below
+        values = array.astype(np.float32)
     if np.isnan(values).any():
         raise UserError(f"{where}: some values are NaN")
     if values.min() < 0 or values.max() > 1:

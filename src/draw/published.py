@@ -5,6 +5,7 @@ import gzip
 import io
 import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ DECODING_ERRORS = (
     zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,
+    tokenize.TokenError,  # of a .npy whose header is damaged, as the next
+    SyntaxError,
 )
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from draw.errors import UserError
 from draw.filterbank import rectangle
+from draw.pictures import MADE_HERE
 from draw.types import Trace, Window
 
 Colour = tuple[int, int, int]
@@ -112,7 +114,7 @@ def save_animation(
     elif suffix == ".webp":
         options |= {"format": "WEBP", "lossless": True, "quality": 60, "method": 4}
     else:
-        options |= {"format": "PNG"}
+        options |= {"format": "PNG", "pnginfo": _made_here()}
     write_whole(path, lambda file: frames[0].save(file, append_images=frames[1:], **options))
 
 
@@ -168,7 +170,13 @@ def save_png(image: Image.Image, path: Path) -> None:
         UserError: If the name is not a PNG's, or the file cannot be written.
     """
     require_png(path)
-    write_whole(path, lambda file: image.save(file, format="PNG", optimize=True))
+    write_whole(path, lambda file: image.save(file, format="PNG", optimize=True, pnginfo=_made_here()))
+
+
+def _made_here() -> PngInfo:
+    info = PngInfo()
+    info.add_text(*MADE_HERE)
+    return info
 
 
 def require_png(path: Path) -> None:

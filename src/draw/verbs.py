@@ -240,7 +240,7 @@ def sample(options: Any) -> None:
     from draw import render
     from draw.noise import seeded
 
-    if options.out and options.animate and options.out.absolute() == options.animate.absolute():
+    if options.out and options.animate and options.out.resolve() == options.animate.resolve():
         raise UserError(f"--out and --animate are both {options.out}: give each a name of its own")
     require_temperature(options.temperature)
     _, model = _load_model(options)
@@ -279,8 +279,11 @@ def reconstruct(options: Any) -> None:
     from draw.pictures import read_files
 
     checkpoint, model = _load_model(options)
-    if options.images and "source" in options:
-        raise UserError("give either image files or --data")
+    if options.images and (named := [*_given(options, DataConfig)]):
+        flag = "data" if "source" in named else named[0].replace("_", "-")
+        raise UserError(f"give either image files or --{flag}")
+    if options.out.resolve() in [path.resolve() for path in options.images]:
+        raise UserError(f"--out {options.out} is one of the images to read: give it another name")
     if options.images:
         images = torch.from_numpy(read_files(options.images, *model.config.image_shape))
         # A model of binary pixels is shown binary pixels.
