@@ -60,7 +60,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--minutes", type=float, default=25.0, help="for everything; default 25")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(SHARES), help=",".join(SHARES))
-    parser.add_argument("--preset", help="default mnist")
+    parser.add_argument("--preset", help="default mnist-gpu")
     parser.add_argument("--data", help="data set of agree and train; default the preset's")
     parser.add_argument("--device", default="auto", help="default auto")
     parser.add_argument("--repeats", type=int, help="of every timing; default 10")
@@ -71,7 +71,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - SHARES.keys():
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(SHARES)}")
-    options.preset = options.preset or ("demo" if options.small else "mnist")
+    options.preset = options.preset or ("demo" if options.small else "mnist-gpu")
     options.repeats = options.repeats or (2 if options.small else 10)
     options.agree_steps = options.agree_steps or (20 if options.small else 2_000)
     return options

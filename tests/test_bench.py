@@ -194,11 +194,11 @@ def test_the_sizes_of_the_mnist_preset_are_swept():
         axis: dict(growth.scaled(task, axis, factor) for factor in growth.FACTORS[axis]) for axis in growth.FACTORS
     }
     assert {axis: list(sizes) for axis, sizes in found.items()} == {
-        "steps": [8, 16, 32, 64], "batch": [28, 56, 112, 224], "side": [14, 28, 56, 112], "hidden": [64, 128, 256, 512],
+        "steps": [8, 16, 32, 64], "batch": [25, 50, 100, 200], "side": [14, 28, 56, 112], "hidden": [64, 128, 256, 512],
     }  # fmt: skip
     assert found["side"][112].model.image_shape == (1, 112, 112)
     assert found["hidden"][64].model.enc_size == found["hidden"][64].model.dec_size == 64
-    assert found["batch"][28].images == found["batch"][28].batch_size == 28
+    assert found["batch"][25].images == found["batch"][25].batch_size == 25
 
 
 def test_memory_grows_by_what_is_above_one_glimpse_of_one_image(no_processes):

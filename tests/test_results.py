@@ -156,8 +156,10 @@ def test_a_card_of_other_images_is_not_that_of_binarised_mnist(tiny):
 
 def test_a_model_that_takes_the_place_of_another_leaves_its_row(tiny, tmp_path, monkeypatch, capsys):
     place = shutil.copytree(tiny, tmp_path / "ships")
+    (place / "weights" / "tiny-other").mkdir()  # whose name begins alike
     recorded(place, "svhn")
     recorded(place, "mnist")
+    assert sorted(path.name for path in (place / "weights").iterdir()) == ["tiny", "tiny-other"]
     monkeypatch.setattr(results, "RESULTS", place / "results.json")
     assert [(row.name, row.model) for row in results.results()] == [("demo", None), ("mnist", "tiny"), ("svhn", None)]
     assert results.result("tiny").name == "mnist"

@@ -17,7 +17,7 @@ from draw.render import require_png, write_whole
 
 Axis = Literal["steps", "batch", "side", "hidden"]
 
-# Of the configuration's own size. With the preset mnist: T 8 to 64, batch 28 to 224, side 14 to 112, hidden 64 to 512.
+# Of the configuration's own size. With the preset mnist: T 8 to 64, batch 25 to 200, side 14 to 112, hidden 64 to 512.
 FACTORS: dict[Axis, tuple[float, ...]] = {
     "steps": (0.125, 0.25, 0.5, 1.0),
     "batch": (0.25, 0.5, 1.0, 2.0),
