@@ -18,6 +18,7 @@ class Shifted(nn.Module):
     def __init__(self):
         super().__init__()
         self.to_mean = nn.Linear(6, 4)
+        nn.init.constant_(self.to_mean.bias, 0.5)  # well away from the paper's 0, whatever the weights are
 
     def forward(self, h_dec):
         mean = self.to_mean(h_dec)
