@@ -87,9 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             home = checkpoint.WEIGHTS / options.ship
             shutil.rmtree(home, ignore_errors=True)
-            # The log's bound is of fewer images. Saved elsewhere first: saving removes what it takes for older ones.
-            shipped = rounded(found, Path(folder) / "shipped-1", bound_nats=row.valid.bound_nats)
-            shutil.copytree(shipped.path, home)
+            rounded(found, home, bound_nats=row.valid.bound_nats)  # the log's is of fewer images
             checkpoint.write_json(home / "card.json", dataclasses.asdict(card))
             shown, labels = results.chosen_examples(data)
             tensors = {"images": shown, "labels": torch.tensor(labels)}

@@ -111,7 +111,8 @@ def save(
     A checkpoint that exists is complete and never written again.
 
     Args:
-        path: Where, such as `run/checkpoints/step-00001000`; what stands before the number is its kind.
+        path: Where, such as `run/checkpoints/step-00001000`; what stands before the number is its kind, and
+            one without a number has nothing older beside it.
         config: The configuration of the run.
         step: Training steps taken.
         seconds: Of training.
@@ -134,8 +135,8 @@ def save(
         raise UserError(f"cannot write {path}: {error}{kept}") from error
     _flush(path.parent)
 
-    kind = path.name.partition("-")[0]
-    for other in path.parent.iterdir():
+    kind, _, number = path.name.rpartition("-")
+    for other in path.parent.iterdir() if number.isdecimal() else ():
         if other != path and other.name.startswith((f"{kind}-", f".{kind}-")):
             shutil.rmtree(other, ignore_errors=True)
 
