@@ -203,7 +203,9 @@ def test_a_signal_saves_and_says_how_to_go_on(place, tmp_path, number):
     out = tmp_path / "r"
     command = [sys.executable, "-m", "draw.cli", "train", "demo", "--data", place / "small.npz", "--out", out, *SMALL]
     command += ["--iterations", "1000000", "--checkpoint-minutes", "1000"]
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup a hang-up is ignored, by those that are started too
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    signal.signal(number, before)
     for _ in range(600):
         if (out / "metrics.jsonl").is_file() and len(run.read_log(out)) > 3:
             break
