@@ -14,7 +14,7 @@ PACKAGE = Path(draw.__file__).parent
 # Each module may import from the layers above its own line, and from no module of its own line.
 LAYERS = (
     ("errors",),
-    ("config", "devices", "noise", "types", "parallel"),
+    ("config", "devices", "noise", "types", "parallel", "optimizer"),
     ("presets", "filterbank", "distributions", "sources", "glyphs"),
     ("attention", "published", "kernels"),
     ("model", "pictures", "shards", "two_digits"),

@@ -196,6 +196,7 @@ class TrainConfig:
     grow_until: float = _option(0.5, "share of the schedule after which there are all T, with --grow-from")
     awake: int | None = _option(None, "latents in use at the start; the others are silent until they learn; none: all")
     clip_norm: float = _option(10.0, "largest global gradient norm, nats")
+    adam_power: float = _option(0.5, "power of the mean squared gradient that a step is divided by; Adam's is 0.5")
     weight_decay: float = _option(0.0, "share of every weight matrix taken off per step, times the rate (AdamW)")
     ema_decay: float = _option(0.9995, "decay per step of the averaged weights")
     log_every: int = _option(50, "steps between log lines")
@@ -216,6 +217,7 @@ class TrainConfig:
             _require_float(name, getattr(self, name))
         if self.schedule_minutes is not None:
             _require_float("schedule_minutes", self.schedule_minutes)
+        _require(0 <= self.adam_power <= 1, f"adam_power must be in [0, 1], got {self.adam_power}")
         _require_float("weight_decay", self.weight_decay, or_zero=True)
         if self.grow_from is not None:
             _require_count("grow_from", self.grow_from)

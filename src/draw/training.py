@@ -20,6 +20,7 @@ from draw.errors import NonFiniteError, UserError
 from draw.model import DRAW, LSTM, require_same_tensors
 from draw.noise import global_seed, seeded
 from draw.objective import losses
+from draw.optimizer import PowerAdamW
 from draw.parallel import World
 from draw.pieces import Build
 
@@ -116,8 +117,11 @@ class Trainer:
         parameters = list(self.model.parameters())
         decayed = {"params": [p for p in parameters if p.ndim == 2], "weight_decay": config.train.weight_decay}
         kept = {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0}  # biases, initial states, canvas
-        self.optimizer = torch.optim.AdamW(
-            [decayed, kept], lr=self._learning_rate, fused=self.device.type != "mps", capturable=on_cuda
+        groups, rate, power = [decayed, kept], self._learning_rate, config.train.adam_power
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(groups, lr=rate, fused=self.device.type != "mps", capturable=on_cuda)
+            if power == 0.5
+            else PowerAdamW(groups, power, lr=rate, capturable=on_cuda)
         )
         # steps, bound, loss_x, loss_z, grad_norm since the last log line
         self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
