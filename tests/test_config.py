@@ -77,6 +77,8 @@ def test_a_faulty_file_is_refused_by_name(text, message):
         (ModelConfig, {"channels": 4}, "channels must be 1 or 3, got 4"),
         (TrainConfig, {"learning_rate": 0.0}, "learning_rate must be positive"),
         (TrainConfig, {"ema_decay": 1.0}, "ema_decay must be in [0, 1)"),
+        (TrainConfig, {"adam_power": 1.1}, "adam_power must be in [0, 1], got 1.1"),
+        (TrainConfig, {"adam_power": math.nan}, "adam_power must be in [0, 1], got nan"),
         (TrainConfig, {"weight_decay": -0.1}, "weight_decay must be 0 or more, got -0.1"),
         (TrainConfig, {"weight_decay": math.nan}, "weight_decay must be 0 or more, got nan"),
         (TrainConfig, {"weight_decay": math.inf}, "weight_decay must be 0 or more, got inf"),

@@ -54,9 +54,10 @@ def test_all_glimpses_in_one_kernel_are_those_of_the_plain_model():
             assert torch.equal(fast, again)
 
 
-def test_training_and_measuring_run_on_the_device():
+@pytest.mark.parametrize("power", [0.5, 0.75])
+def test_training_and_measuring_run_on_the_device(power):
     # Types are checked while testing, which torch.compile cannot trace: the fast path has a process of its own below.
-    trainer = Trainer(small_config(), data_set(), "cuda", speed=SpeedConfig(compile="off"))
+    trainer = Trainer(small_config(adam_power=power), data_set(), "cuda", speed=SpeedConfig(compile="off"))
     for _ in range(3):
         trainer.train_step(0.0)
     assert trainer.model.canvas0.is_cuda

@@ -261,6 +261,13 @@ def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
     assert (tmp_path / "r" / "config.json").read_bytes() == before
 
 
+def test_the_power_of_adams_second_moment_can_change_when_resuming(tmp_path):
+    run_all(tmp_path / "r", stop=stop_after(1))
+    run_all(tmp_path / "r", config=small_config(adam_power=0.75), resume=True)
+    assert run.read_config(tmp_path / "r" / "config.json").train.adam_power == 0.75
+    assert [r["train"]["adam_power"] for r in run.read_log(tmp_path / "r") if r["kind"] == "resume"] == [0.75]
+
+
 def test_other_images_under_the_same_name_are_noticed_when_resuming(tmp_path):
     run_all(tmp_path / "r", stop=stop_after(1))
     with pytest.raises(UserError, match="are not those that it was begun with"):

@@ -50,9 +50,11 @@ def test_another_seed_gives_other_weights():
     assert not torch.equal(one.model.decoder.to_gates.weight, other.model.decoder.to_gates.weight)
 
 
-def test_going_on_from_a_state_is_never_having_stopped():
-    whole, part = trained(7), trained(4)
-    resumed = Trainer(small_config(), data_set())
+@pytest.mark.parametrize("power", [0.5, 0.75])
+def test_going_on_from_a_state_is_never_having_stopped(power):
+    config = small_config(adam_power=power)
+    whole, part = trained(7, config), trained(4, config)
+    resumed = Trainer(config, data_set())
     resumed.load_state({k: v.clone() for k, v in part.state().items()}, part.ema.state_dict(), part.step)
     for _ in range(3):
         resumed.train_step(0.0)
@@ -106,6 +108,18 @@ def test_the_first_step_is_as_long_as_the_learning_rate():
     before = trainer.model.canvas0.clone()
     trainer.train_step(0.0)
     assert (trainer.model.canvas0 - before).abs().max().item() == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_the_power_of_adams_second_moment_counts_from_the_step_on_at_which_it_is_given():
+    part, changed = trained(4), Trainer(small_config(adam_power=0.75), data_set())
+    changed.load_state({k: v.clone() for k, v in part.state().items()}, part.ema.state_dict(), part.step)
+    for trainer in (part, changed):
+        trainer.train_step(0.0)
+    ours, theirs = changed.state(), part.state()
+    for name, value in ours.items():  # the same gradient, the same moments, another step
+        if not name.startswith("model."):
+            torch.testing.assert_close(value, theirs[name], msg=name)
+    assert not torch.equal(ours["model.decoder.to_gates.weight"], theirs["model.decoder.to_gates.weight"])
 
 
 def test_weight_decay_takes_off_the_learning_rates_share_of_every_matrix_and_of_nothing_else():

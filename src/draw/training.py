@@ -121,7 +121,7 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.AdamW(groups, lr=rate, fused=self.device.type != "mps", capturable=on_cuda)
             if power == 0.5
-            else PowerAdamW(groups, power, lr=rate, capturable=on_cuda)
+            else PowerAdamW(groups, power, lr=rate)
         )
         # steps, bound, loss_x, loss_z, grad_norm since the last log line
         self._sums = torch.zeros(5, dtype=torch.float32 if self.device.type == "mps" else torch.float64, device=device)
