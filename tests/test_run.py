@@ -252,7 +252,7 @@ def test_a_run_can_be_resumed_from_its_first_moment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"data_seed": 5}, {"weight_decay": 0.2}]
+    "change", [{"seed": 1}, {"batch_size": 4}, {"z_size": 5}, {"data_seed": 5}, {"clip_norm": 0.2}]
 )
 def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
     run_all(tmp_path / "r", stop=stop_after(1))
@@ -261,11 +261,12 @@ def test_what_is_trained_cannot_change_when_resuming(tmp_path, change):
     assert (tmp_path / "r" / "config.json").read_bytes() == before
 
 
-def test_the_power_of_adams_second_moment_can_change_when_resuming(tmp_path):
+@pytest.mark.parametrize(("name", "value"), [("adam_power", 0.75), ("weight_decay", 0.0), ("learning_rate", 1e-4)])
+def test_the_length_and_direction_of_steps_can_change_when_resuming(tmp_path, name, value):
     run_all(tmp_path / "r", stop=stop_after(1))
-    run_all(tmp_path / "r", config=small_config(adam_power=0.75), resume=True)
-    assert run.read_config(tmp_path / "r" / "config.json").train.adam_power == 0.75
-    assert [r["train"]["adam_power"] for r in run.read_log(tmp_path / "r") if r["kind"] == "resume"] == [0.75]
+    run_all(tmp_path / "r", config=small_config(**{name: value}), resume=True)
+    assert getattr(run.read_config(tmp_path / "r" / "config.json").train, name) == value
+    assert [r["train"][name] for r in run.read_log(tmp_path / "r") if r["kind"] == "resume"] == [value]
 
 
 def test_other_images_under_the_same_name_are_noticed_when_resuming(tmp_path):

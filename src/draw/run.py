@@ -62,7 +62,6 @@ FIXED_ON_RESUME = (
     "warmup",
     "ema_decay",
     "clip_norm",
-    "weight_decay",
     "awake",
     "grow_from",
     "log_every",
