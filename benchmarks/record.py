@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     set_threads(options.threads)
     found = checkpoint.find(options.run)
+    trained_by = commit(found.path.parents[1])
     if options.ship and found.config.data.source != "binarized-mnist" and not (options.licence and options.limit):
         sys.exit(f"a card of {found.config.data.source}: give its --licence and at least one --limit")
     data = load_data(found.config.data, options.data_dir)
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
             hours=found.seconds / 3600,
             hardware=options.hardware,
             seed=found.config.train.seed,
-            commit=commit(options.run),
+            commit=trained_by,
             commands=options.command,
             sha256=found.sha256[checkpoint.MODEL],
             valid=measured(model, split="valid", samples=5),
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
     parser.add_argument("name", choices=PRESETS, help="of the row: the preset's")
     parser.add_argument("--title", required=True)
     parser.add_argument("--note", default="")
